@@ -1,0 +1,50 @@
+# `make` lists the targets. Everything happens in .venv, made on first use.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: tools
+tools:
+	@$(PYTHON) scripts/check_tools.py
+
+# One environment for everything; rebuilt when what it is made from changes.
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.[ch] portseccomp/*.pyx portseccomp/*.pxd) | tools
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,bench,lint]'
+	touch $@
+
+.PHONY: build
+build: $(VENV)/.ready  ## build into .venv
+
+.PHONY: demo
+demo: build  ## guard a real server: allowed on one port, denied on another
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: build test-c  ## run all tests
+	$(BIN)/python -m pytest tests
+
+.PHONY: test-c
+test-c: | tools  ## run the C core's own tests
+	$(MAKE) --no-print-directory -C csrc test
+
+.PHONY: bench
+bench: build  ## measure latencies beside their floors
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+.PHONY: lint
+lint: build  ## ruff, mypy --strict, stubtest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict portseccomp
+	$(BIN)/python -m mypy.stubtest portseccomp._core
+
+.PHONY: clean
+clean:  ## remove everything that was built
+	rm -rf $(VENV) build dist *.egg-info portseccomp/_core*.so portseccomp/_core.c
+	$(MAKE) --no-print-directory -C csrc clean

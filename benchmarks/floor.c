@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * floor MODE CALLS - what one guarded `listen` costs in bare C
+ *
+ * MODE is
+ *   none        no filter at all
+ *   continue    RECV, then SEND with CONTINUE
+ *   round       the whole round, in a loop that blocks in RECV: pidfd_open,
+ *               pidfd_getfd, ID_VALID, getsockname, listen, close, SEND
+ *   supervisor  portseccomp's own core, without Python
+ *   unrelated, unrelated-guarded
+ *               a call that is not intercepted, without and with the filter
+ *
+ * Suffixes: `-async` leaves the synchronous wake-up off. Prints the latency of
+ * each call, seen by its caller, in nanoseconds: one number a line.
+ */
+#include <arpa/inet.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "kernel.h"
+#include "listener.h"
+#include "supervisor.h"
+
+static int listener_fd;
+static unsigned int wanted =
+	PSC_LISTENER_WAIT_KILLABLE | PSC_LISTENER_SYNC_WAKE_UP;
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static void *serve_continue(void *unused)
+{
+	struct seccomp_notif notif;
+
+	(void)unused;
+	while (psc_listener_receive(listener_fd, &notif) == 0)
+		psc_listener_continue(listener_fd, notif.id);
+	return NULL;
+}
+
+static void *serve_round(void *unused)
+{
+	struct seccomp_notif notif;
+
+	(void)unused;
+	while (psc_listener_receive(listener_fd, &notif) == 0) {
+		union psc_sockaddr address;
+		socklen_t length = sizeof(address);
+		int pidfd, copy_fd, error;
+
+		pidfd = psc_kernel_pidfd_open((int32_t)notif.pid, PIDFD_THREAD);
+		copy_fd = psc_kernel_pidfd_getfd(pidfd,
+						 (int)notif.data.args[0]);
+		if (psc_listener_id_valid(listener_fd, notif.id) < 0 ||
+		    getsockname(copy_fd, &address.generic, &length) < 0)
+			die("floor: round");
+		error = listen(copy_fd, (int)notif.data.args[1]) ? errno : 0;
+		close(copy_fd);
+		close(pidfd);
+		psc_listener_answer(listener_fd, notif.id, error);
+	}
+	return NULL;
+}
+
+static void *serve_supervisor(void *unused)
+{
+	static const struct psc_rule rule = {
+		.verdict = PSC_VERDICT_DENY,
+		.error = EACCES,
+		.match_ports = PSC_PORTS_RANGE,
+		.port_first = 1,
+		.port_last = 1,
+	};
+	static const struct psc_policy policy = {
+		.rules = &rule, .count = 1, .error = EACCES};
+	static struct psc_supervisor supervisor;
+	static struct psc_worker worker;
+	uint64_t ticket;
+
+	(void)unused;
+	if (psc_supervisor_init(&supervisor, 1024, 1000000000, 1) < 0 ||
+	    psc_supervisor_add(&supervisor, listener_fd, &policy) < 0)
+		die("floor: supervisor");
+	psc_worker_init(&supervisor, &worker);
+	psc_supervisor_run(&supervisor, &worker, &ticket);
+	return NULL;
+}
+
+struct load {
+	const char *mode;
+	int calls;
+	int ready_fd;
+};
+
+/* The target: a process of its own, as in real use. */
+static void call(const struct load *load)
+{
+	int64_t *samples = calloc((size_t)load->calls, sizeof(*samples));
+	struct sockaddr_in address = {
+		.sin_family = AF_INET,
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	int socket_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	const int warm_up = 1000;
+
+	if (!samples || socket_fd < 0 ||
+	    bind(socket_fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+		die("floor: socket");
+	for (int i = -warm_up; i < load->calls; i++) {
+		int64_t start = psc_round_now();
+
+		if (strncmp(load->mode, "unrelated", 9) == 0)
+			syscall(SYS_getppid);
+		else if (listen(socket_fd, 16) < 0)
+			die("floor: listen");
+		if (i >= 0)
+			samples[i] = psc_round_now() - start;
+	}
+	for (int i = 0; i < load->calls; i++)
+		printf("%lld\n", (long long)samples[i]);
+	fflush(stdout);
+	_exit(0);
+}
+
+/* The guarded thread: the filter is its own, and what it forks inherits it. */
+static void *launch(void *argument)
+{
+	const struct load *load = argument;
+	const struct psc_filter_need need = {.listen = true,
+					     .no_io_uring = true};
+	enum psc_install_stage stage;
+	unsigned int features;
+	int status;
+	pid_t pid;
+
+	if (strcmp(load->mode, "none") != 0 &&
+	    strcmp(load->mode, "unrelated") != 0) {
+		listener_fd = psc_listener_install(&need, wanted, &features,
+						   &stage);
+		if (listener_fd < 0) {
+			errno = -listener_fd;
+			die("floor: seccomp");
+		}
+	}
+	if (write(load->ready_fd, "", 1) != 1)
+		die("floor: pipe");
+	pid = fork();
+	if (pid < 0)
+		die("floor: fork");
+	if (pid == 0)
+		call(load);
+	if (waitpid(pid, &status, 0) < 0)
+		die("floor: waitpid");
+	exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+}
+
+int main(int argc, char **argv)
+{
+	void *(*serve)(void *) = NULL;
+	pthread_t launcher, server;
+	struct load load;
+	char *suffix;
+	int ready[2];
+	char byte;
+
+	if (argc != 3 || atoi(argv[2]) <= 0) {
+		fprintf(stderr, "usage: floor MODE CALLS\n");
+		return 2;
+	}
+	suffix = strstr(argv[1], "-async");
+	if (suffix) {
+		*suffix = '\0';
+		wanted = PSC_LISTENER_WAIT_KILLABLE;
+	}
+	if (strcmp(argv[1], "continue") == 0)
+		serve = serve_continue;
+	else if (strcmp(argv[1], "round") == 0)
+		serve = serve_round;
+	else if (strcmp(argv[1], "supervisor") == 0)
+		serve = serve_supervisor;
+
+	if (pipe(ready) < 0)
+		die("floor: pipe");
+	load = (struct load){argv[1], atoi(argv[2]), ready[1]};
+	if (pthread_create(&launcher, NULL, launch, &load) != 0 ||
+	    read(ready[0], &byte, 1) != 1)
+		die("floor: thread");
+	if (serve && pthread_create(&server, NULL, serve, NULL) != 0)
+		die("floor: thread");
+	pthread_join(launcher, NULL);
+	return 0;
+}

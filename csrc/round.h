@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The round of one request.
+ *
+ *	RECV -> copy the socket from the calling thread -> ID_VALID -> read it
+ *	-> match the rules -> (hook) -> act on the copy -> read what resulted
+ *	-> close the copy -> publish -> SEND
+ *
+ * What was checked is what is made: the call is performed on the copy, never
+ * by letting the kernel look the descriptor up again, which another thread
+ * could have swapped by then. The *socket* can still be moved between the
+ * check and the act (bind, connect, IPV6_V6ONLY from another thread); so what
+ * resulted is read again, and a port that is not the one that was judged is
+ * closed and denied. An unbound socket is bound first, on the copy, so that a
+ * bind from elsewhere either comes before and is seen, or fails.
+ *
+ * The copy is closed before the answer: or a quick close and rebind in the
+ * target finds its port busy. The event is published before the answer: or a
+ * caller that looks at its own event right after the call may miss it.
+ */
+#ifndef PSC_ROUND_H
+#define PSC_ROUND_H
+
+#include <linux/seccomp.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "caller.h"
+#include "event.h"
+#include "rules.h"
+#include "stats.h"
+
+/**
+ * struct psc_source - one listener and the policy that its requests meet
+ * @fd: the listener; owned
+ * @references: who uses the source; the last closes it
+ * @policy: outlives the source
+ * @can_deny: psc_rules_can_deny(@policy)
+ */
+struct psc_source {
+	int fd;
+	_Atomic int references;
+	const struct psc_policy *policy;
+	bool can_deny;
+	struct psc_source *next;
+};
+
+/** psc_source_release - drop one reference */
+void psc_source_release(struct psc_source *source);
+
+/**
+ * struct psc_request - one intercepted call
+ * @source: where it came from; a reference is held
+ * @id: the kernel's number of it
+ * @copy_fd: the copied socket; owned; -1 when closed
+ * @started_ns: when it was received, CLOCK_MONOTONIC
+ * @event: what is known of it so far
+ */
+struct psc_request {
+	struct psc_source *source;
+	uint64_t id;
+	int copy_fd;
+	int64_t started_ns;
+	struct psc_decision decision;
+	struct psc_event event;
+};
+
+/** What psc_round_open() made of a request. */
+enum psc_round_state {
+	PSC_ROUND_DONE,	   /* answered, or nobody waits any more */
+	PSC_ROUND_DECIDED, /* @decision is ALLOW or DENY: close it */
+	PSC_ROUND_ASK,	   /* the hook must decide */
+};
+
+/** psc_round_now - CLOCK_MONOTONIC, in nanoseconds */
+int64_t psc_round_now(void);
+
+/**
+ * psc_round_open - copy, read and judge
+ * @request: @source is set; everything else is written
+ * @notif: as received
+ * @callers: the supervisor thread's own
+ * @ring, @stats: where a request that needs no decision is recorded
+ */
+enum psc_round_state psc_round_open(struct psc_request *request,
+				    const struct seccomp_notif *notif,
+				    struct psc_callers *callers,
+				    struct psc_event_ring *ring,
+				    struct psc_stats *stats);
+
+/**
+ * psc_round_close - act on @decision, record, answer
+ *
+ * Closes the copy. Does not release the source.
+ */
+void psc_round_close(struct psc_request *request, struct psc_event_ring *ring,
+		     struct psc_stats *stats);
+
+/**
+ * psc_round_fail - deny for a reason that is not the policy's
+ * @failure: the reason
+ * @failure_error: the errno that tells more, or 0
+ */
+void psc_round_fail(struct psc_request *request, enum psc_failure failure,
+		    int failure_error, struct psc_event_ring *ring,
+		    struct psc_stats *stats);
+
+#endif

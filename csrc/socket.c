@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: MIT */
+#include "socket.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <string.h>
+
+#include "kernel.h"
+
+static int get_int(int fd, int level, int name, int *ret_value)
+{
+	socklen_t length = sizeof(*ret_value);
+
+	if (getsockopt(fd, level, name, ret_value, &length) < 0)
+		return -errno;
+	return 0;
+}
+
+/* What only getsockopt tells of a socket with ports. */
+static int read_inet(int fd, struct psc_endpoint *endpoint)
+{
+	int value, result;
+
+	result = get_int(fd, SOL_SOCKET, SO_PROTOCOL, &value);
+	if (result < 0)
+		return result;
+	endpoint->protocol = (uint16_t)value;
+	endpoint->type = value == IPPROTO_UDP ? SOCK_DGRAM : SOCK_STREAM;
+
+	/* SMC sockets have names of AF_INET, and protocol numbers 0 and 1. */
+	if (value <= 1) {
+		result = get_int(fd, SOL_SOCKET, SO_DOMAIN, &value);
+		if (result < 0)
+			return result;
+		endpoint->af = (uint16_t)value;
+	}
+
+	if (endpoint->family == PSC_FAMILY_IPV6 &&
+	    psc_endpoint_is_wildcard(endpoint)) {
+		result = get_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, &value);
+		/* A socket that can't tell is judged as both. */
+		endpoint->dual_stack = result < 0 || value == 0;
+	}
+	return 0;
+}
+
+static int read_other(int fd, struct psc_endpoint *endpoint)
+{
+	int value, result;
+
+	result = get_int(fd, SOL_SOCKET, SO_DOMAIN, &value);
+	if (result < 0)
+		return result;
+	endpoint->af = (uint16_t)value;
+	if (value == AF_INET || value == AF_INET6 || value == AF_SMC)
+		return -EPROTO; /* it has ports, but did not show them */
+	if (get_int(fd, SOL_SOCKET, SO_TYPE, &value) == 0)
+		endpoint->type = (uint16_t)value;
+	if (get_int(fd, SOL_SOCKET, SO_PROTOCOL, &value) == 0)
+		endpoint->protocol = (uint16_t)value;
+	return 0;
+}
+
+int psc_socket_read(int fd, struct psc_endpoint *ret_endpoint)
+{
+	union psc_sockaddr address;
+	socklen_t length = sizeof(address);
+
+	ret_endpoint->dual_stack = false;
+	ret_endpoint->protocol = 0;
+	ret_endpoint->type = 0;
+	if (getsockname(fd, &address.generic, &length) < 0) {
+		if (errno == ENOTSOCK || errno == EBADF)
+			return -errno;
+		length = 0; /* families without names (AF_ALG) */
+	}
+	if (length > sizeof(address))
+		length = sizeof(address);
+	psc_endpoint_from_sockaddr(&address, length, ret_endpoint);
+	if (!psc_endpoint_has_ports(ret_endpoint))
+		return read_other(fd, ret_endpoint);
+	ret_endpoint->af = address.generic.sa_family;
+	return read_inet(fd, ret_endpoint);
+}
+
+uint64_t psc_socket_cookie(int fd)
+{
+	uint64_t cookie;
+	socklen_t length = sizeof(cookie);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0)
+		return 0;
+	return cookie;
+}
+
+bool psc_socket_is_listening(int fd)
+{
+	int value;
+
+	return get_int(fd, SOL_SOCKET, SO_ACCEPTCONN, &value) == 0 && value;
+}
+
+int psc_socket_bind_ephemeral(int fd)
+{
+	union psc_sockaddr address;
+	socklen_t length = sizeof(address);
+	int off = 0;
+
+	/* With this option a bind to port 0 would put the choice off again. */
+	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &off, sizeof(off));
+
+	/* Its own address back, port 0 with it. */
+	if (getsockname(fd, &address.generic, &length) < 0)
+		return -errno;
+	if (address.generic.sa_family == AF_INET)
+		((struct sockaddr_in *)&address)->sin_port = 0;
+	else if (address.generic.sa_family == AF_INET6)
+		((struct sockaddr_in6 *)&address)->sin6_port = 0;
+	else
+		return -EAFNOSUPPORT;
+	if (bind(fd, &address.generic, length) < 0)
+		return -errno;
+	return 0;
+}
+
+int psc_socket_listen(int fd, int backlog)
+{
+	return listen(fd, backlog) < 0 ? -errno : 0;
+}
+
+void psc_socket_unlisten(int fd)
+{
+	const struct sockaddr none = {.sa_family = AF_UNSPEC};
+
+	/* A listening socket that is shut down goes back to closed... */
+	shutdown(fd, SHUT_RDWR);
+	/* ...and where a protocol keeps listening, disconnecting ends it. */
+	if (psc_socket_is_listening(fd))
+		connect(fd, &none, sizeof(none));
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Reading a copied socket, and acting on it.
+ */
+#ifndef PSC_SOCKET_H
+#define PSC_SOCKET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "endpoint.h"
+
+/**
+ * psc_socket_read - read where a socket is
+ * @fd: the copy
+ * @ret_endpoint: all of it
+ *
+ * Return: 0; -ENOTSOCK; -EBADF (opened with O_PATH); any other -errno means
+ * that an internet socket could not be read.
+ */
+int psc_socket_read(int fd, struct psc_endpoint *ret_endpoint);
+
+/** psc_socket_cookie - the number that names the socket for life; 0: unknown */
+uint64_t psc_socket_cookie(int fd);
+
+/** psc_socket_is_listening - whether connections are accepted already */
+bool psc_socket_is_listening(int fd);
+
+/**
+ * psc_socket_bind_ephemeral - give an unbound socket a port of the kernel's
+ * choice
+ * @fd: the copy, bound to no port
+ *
+ * Return: 0; -EINVAL when it has been bound in the meantime; -EADDRINUSE when
+ * no port is free; whatever else bind(2) says.
+ */
+int psc_socket_bind_ephemeral(int fd);
+
+/** psc_socket_listen - listen(2) on the copy: 0 or -errno */
+int psc_socket_listen(int fd, int backlog);
+
+/** psc_socket_unlisten - close a port that listen(2) on the copy has opened */
+void psc_socket_unlisten(int fd);
+
+#endif

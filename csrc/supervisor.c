@@ -1,0 +1,702 @@
+/* SPDX-License-Identifier: MIT */
+#include "supervisor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "listener.h"
+
+/*
+ * The lead is one word: a count of rounds, and a phase. It changes with every
+ * round, so a watcher that finds the same word twice, BUSY both times, knows
+ * that its leader is stuck. Only the leader moves it on from WAITING; from BUSY
+ * the leader and the watcher race with compare-and-swap, and who loses is no
+ * leader.
+ */
+enum lead_phase {
+	LEAD_VACANT,
+	LEAD_WAITING, /* for a request, RECV included: can't be taken over */
+	LEAD_BUSY,    /* with a request, or in the hook */
+};
+
+#define PHASE_BITS 2
+#define PHASE_MASK ((1u << PHASE_BITS) - 1)
+
+#define ASK_STATE_BITS 3
+#define ASK_STATE_MASK ((1u << ASK_STATE_BITS) - 1)
+
+/* How often the watch looks, and after how many quiet looks it sleeps. */
+#define WATCH_TICK_NS (4 * 1000 * 1000)
+#define WATCH_QUIET_TICKS 64
+
+/* More threads than this on standby are sent home. */
+#define STANDBYS_MAX 2
+
+#define READY_MAX 16
+
+static enum lead_phase phase_of(uint64_t lead)
+{
+	return (enum lead_phase)(lead & PHASE_MASK);
+}
+
+static uint64_t same_round(uint64_t lead, enum lead_phase phase)
+{
+	return (lead & ~(uint64_t)PHASE_MASK) | phase;
+}
+
+static uint64_t next_round(uint64_t lead, enum lead_phase phase)
+{
+	return ((lead >> PHASE_BITS) + 1) << PHASE_BITS | phase;
+}
+
+/* Wake the reader of events, if there are as many as it wants. */
+static void ring_for_events(struct psc_supervisor *supervisor)
+{
+	if (psc_event_ring_count(&supervisor->ring) >=
+	    atomic_load(&supervisor->bell_threshold))
+		psc_bell_ring(&supervisor->event_bell);
+}
+
+/* ---- requests that wait for the hook ---- */
+
+static uint64_t ask_state(uint64_t generation, enum psc_ask_state state)
+{
+	return generation << ASK_STATE_BITS | state;
+}
+
+static struct psc_ask *ask_of(struct psc_supervisor *supervisor,
+			      uint64_t ticket)
+{
+	return &supervisor->asks[ticket % PSC_ASKS];
+}
+
+static bool ask_move(struct psc_ask *ask, uint64_t generation,
+		     enum psc_ask_state from, enum psc_ask_state to)
+{
+	uint64_t expected = ask_state(generation, from);
+
+	return atomic_compare_exchange_strong(&ask->state, &expected,
+					      ask_state(generation, to));
+}
+
+static void ask_set(struct psc_ask *ask, uint64_t generation,
+		    enum psc_ask_state state)
+{
+	atomic_store(&ask->state, ask_state(generation, state));
+}
+
+/* Take a free slot for good; the caller fills it. NULL: none is free. */
+static struct psc_ask *ask_take(struct psc_supervisor *supervisor,
+				uint64_t *ret_ticket)
+{
+	for (uint64_t i = 0; i < PSC_ASKS; i++) {
+		struct psc_ask *ask = &supervisor->asks[i];
+		uint64_t state = atomic_load(&ask->state);
+		uint64_t generation = state >> ASK_STATE_BITS;
+
+		if ((state & ASK_STATE_MASK) != PSC_ASK_FREE ||
+		    !ask_move(ask, generation, PSC_ASK_FREE, PSC_ASK_CLAIMED))
+			continue;
+		atomic_fetch_add(&supervisor->asks_open, 1);
+		*ret_ticket = generation * PSC_ASKS + i;
+		return ask;
+	}
+	return NULL;
+}
+
+/*
+ * Claim a request from whoever else may answer it. True: it is ours, and
+ * nobody else will touch it.
+ */
+static bool ask_claim(struct psc_supervisor *supervisor, uint64_t ticket)
+{
+	struct psc_ask *ask = ask_of(supervisor, ticket);
+	const uint64_t generation = ticket / PSC_ASKS;
+
+	for (;;) {
+		uint64_t state;
+
+		if (ask_move(ask, generation, PSC_ASK_WAITING, PSC_ASK_CLAIMED))
+			return true;
+		if (ask_move(ask, generation, PSC_ASK_QUEUED,
+			     PSC_ASK_CLAIMED)) {
+			atomic_fetch_sub(&supervisor->asks_queued, 1);
+			return true;
+		}
+		state = atomic_load(&ask->state);
+		if (state == ask_state(generation, PSC_ASK_FREE) ||
+		    state == ask_state(generation, PSC_ASK_CLAIMED) ||
+		    state >> ASK_STATE_BITS != generation)
+			return false;
+		/* BORROWED for the length of one ioctl, or just moved. */
+	}
+}
+
+/* The claimed request has been answered. */
+static void ask_release(struct psc_supervisor *supervisor, uint64_t ticket)
+{
+	struct psc_ask *ask = ask_of(supervisor, ticket);
+
+	psc_source_release(ask->request.source);
+	ask_set(ask, ticket / PSC_ASKS + 1, PSC_ASK_FREE);
+	atomic_fetch_sub(&supervisor->asks_open, 1);
+}
+
+/* The ticket of a slot's present occupant. */
+static uint64_t ask_ticket(struct psc_supervisor *supervisor, uint64_t index)
+{
+	return (atomic_load(&supervisor->asks[index].state) >>
+		ASK_STATE_BITS) * PSC_ASKS + index;
+}
+
+static void ask_fail(struct psc_supervisor *supervisor, uint64_t ticket,
+		     enum psc_failure failure)
+{
+	if (!ask_claim(supervisor, ticket))
+		return;
+	psc_round_fail(&ask_of(supervisor, ticket)->request, failure, 0,
+		       &supervisor->ring, &supervisor->stats);
+	ask_release(supervisor, ticket);
+	ring_for_events(supervisor);
+}
+
+static void fail_asks(struct psc_supervisor *supervisor)
+{
+	for (uint64_t i = 0; i < PSC_ASKS; i++)
+		ask_fail(supervisor, ask_ticket(supervisor, i),
+			 PSC_FAILURE_CLOSED);
+}
+
+/* Deny what has waited too long. Return ns to the next deadline, or -1. */
+static int64_t expire_asks(struct psc_supervisor *supervisor)
+{
+	int64_t now, next = -1;
+
+	if (atomic_load(&supervisor->asks_open) == 0)
+		return -1;
+	now = psc_round_now();
+	for (uint64_t i = 0; i < PSC_ASKS; i++) {
+		uint64_t ticket = ask_ticket(supervisor, i);
+		struct psc_ask *ask = &supervisor->asks[i];
+		enum psc_ask_state state = (enum psc_ask_state)(
+			atomic_load(&ask->state) & ASK_STATE_MASK);
+		int64_t left;
+
+		if (state == PSC_ASK_FREE || state == PSC_ASK_CLAIMED)
+			continue;
+		left = atomic_load(&ask->deadline_ns) - now;
+		if (left <= 0) {
+			psc_stats_add(&supervisor->stats.late);
+			ask_fail(supervisor, ticket, PSC_FAILURE_DEADLINE);
+		} else if (next < 0 || left < next) {
+			next = left;
+		}
+	}
+	return next;
+}
+
+/* A worker is free for the hook: give it what has waited longest. */
+static bool take_queued(struct psc_supervisor *supervisor,
+			struct psc_worker *worker, uint64_t *ret_ticket)
+{
+	while (atomic_load(&supervisor->asks_queued) > 0) {
+		struct psc_ask *oldest = NULL;
+		uint64_t generation;
+
+		for (uint64_t i = 0; i < PSC_ASKS; i++) {
+			struct psc_ask *ask = &supervisor->asks[i];
+
+			if ((atomic_load(&ask->state) & ASK_STATE_MASK) ==
+				    PSC_ASK_QUEUED &&
+			    (!oldest ||
+			     atomic_load(&ask->deadline_ns) <
+				     atomic_load(&oldest->deadline_ns)))
+				oldest = ask;
+		}
+		if (!oldest)
+			return false;
+		generation = atomic_load(&oldest->state) >> ASK_STATE_BITS;
+		if (!ask_move(oldest, generation, PSC_ASK_QUEUED,
+			      PSC_ASK_CLAIMED))
+			continue;
+		atomic_fetch_sub(&supervisor->asks_queued, 1);
+		worker->request.event = oldest->request.event;
+		*ret_ticket = generation * PSC_ASKS +
+			      (uint64_t)(oldest - supervisor->asks);
+		ask_set(oldest, generation, PSC_ASK_WAITING);
+		return true;
+	}
+	return false;
+}
+
+bool psc_supervisor_waits(struct psc_supervisor *supervisor, uint64_t ticket)
+{
+	struct psc_ask *ask = ask_of(supervisor, ticket);
+	const uint64_t generation = ticket / PSC_ASKS;
+	bool waits;
+
+	if (!ask_move(ask, generation, PSC_ASK_WAITING, PSC_ASK_BORROWED))
+		return false;
+	waits = psc_listener_id_valid(ask->request.source->fd,
+				      ask->request.id) == 0;
+	ask_set(ask, generation, PSC_ASK_WAITING);
+	return waits;
+}
+
+int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
+			  enum psc_verdict verdict, int error)
+{
+	struct psc_request *request;
+
+	if (!ask_claim(supervisor, ticket))
+		return -ESTALE;
+	request = &ask_of(supervisor, ticket)->request;
+	request->decision.verdict = verdict;
+	request->decision.error =
+		error ? error : request->source->policy->error;
+	request->event.rule = PSC_RULE_HOOK;
+	psc_round_close(request, &supervisor->ring, &supervisor->stats);
+	ask_release(supervisor, ticket);
+	ring_for_events(supervisor);
+	return 0;
+}
+
+/* ---- sources ---- */
+
+int psc_supervisor_add(struct psc_supervisor *supervisor, int listener_fd,
+		       const struct psc_policy *policy)
+{
+	struct psc_source *source = calloc(1, sizeof(*source));
+	struct epoll_event interest = {.events = EPOLLIN};
+	int result = 0;
+
+	if (!source)
+		return -ENOMEM;
+	source->fd = listener_fd;
+	source->policy = policy;
+	source->can_deny = psc_rules_can_deny(policy);
+	atomic_init(&source->references, 1);
+	interest.data.ptr = source;
+
+	pthread_mutex_lock(&supervisor->lists);
+	if (epoll_ctl(supervisor->epoll_fd, EPOLL_CTL_ADD, listener_fd,
+		      &interest) < 0) {
+		result = -errno;
+		free(source);
+	} else {
+		source->next = supervisor->sources;
+		supervisor->sources = source;
+		atomic_fetch_add(&supervisor->live, 1);
+	}
+	pthread_mutex_unlock(&supervisor->lists);
+	return result;
+}
+
+/* Nobody is left who could send a request. Only the leader retires sources. */
+static void retire(struct psc_supervisor *supervisor, struct psc_source *source)
+{
+	struct psc_source **link;
+
+	pthread_mutex_lock(&supervisor->lists);
+	epoll_ctl(supervisor->epoll_fd, EPOLL_CTL_DEL, source->fd, NULL);
+	for (link = &supervisor->sources; *link; link = &(*link)->next)
+		if (*link == source) {
+			*link = source->next;
+			break;
+		}
+	pthread_mutex_unlock(&supervisor->lists);
+	psc_source_release(source);
+	atomic_fetch_sub(&supervisor->live, 1);
+	psc_bell_ring(&supervisor->event_bell);
+}
+
+void psc_supervisor_close(struct psc_supervisor *supervisor)
+{
+	struct psc_source *source;
+
+	fail_asks(supervisor); /* a round may have opened one after the stop */
+	pthread_mutex_lock(&supervisor->lists);
+	while ((source = supervisor->sources)) {
+		supervisor->sources = source->next;
+		/*
+		 * A thread that is stuck in a round still knows the number. The
+		 * listener goes now; the number when that thread is through.
+		 */
+		dup3(supervisor->wake_fd, source->fd, O_CLOEXEC);
+		psc_source_release(source);
+		atomic_fetch_sub(&supervisor->live, 1);
+	}
+	pthread_mutex_unlock(&supervisor->lists);
+	psc_bell_ring(&supervisor->event_bell);
+}
+
+void psc_supervisor_forget(struct psc_supervisor *supervisor)
+{
+	for (struct psc_source *source = supervisor->sources; source;
+	     source = source->next)
+		close(source->fd);
+	for (int i = 0; i < PSC_ASKS; i++)
+		if (atomic_load(&supervisor->asks[i].state) & ASK_STATE_MASK &&
+		    supervisor->asks[i].request.copy_fd >= 0)
+			close(supervisor->asks[i].request.copy_fd);
+	for (struct psc_worker *worker = supervisor->workers; worker;
+	     worker = worker->next) {
+		if (worker->request.copy_fd >= 0)
+			close(worker->request.copy_fd);
+		psc_callers_close(&worker->callers);
+	}
+	close(supervisor->epoll_fd);
+	close(supervisor->wake_fd);
+}
+
+/* ---- leading ---- */
+
+static void resign(struct psc_supervisor *supervisor, struct psc_worker *worker)
+{
+	uint64_t expected = worker->lead;
+
+	if (!worker->lead)
+		return;
+	atomic_compare_exchange_strong(&supervisor->lead, &expected,
+				       same_round(expected, LEAD_VACANT));
+	worker->lead = 0;
+	psc_bell_ring(&supervisor->watch);
+}
+
+/* From WAITING only the leader moves the word. */
+static void enter_round(struct psc_supervisor *supervisor,
+			struct psc_worker *worker)
+{
+	worker->lead = next_round(worker->lead, LEAD_BUSY);
+	atomic_store(&supervisor->lead, worker->lead);
+	/* The watch stores its flag and then reads the lead: see stand_by(). */
+	if (atomic_load(&supervisor->watch_sleeps))
+		psc_bell_ring(&supervisor->watch);
+}
+
+/* False: another thread leads by now. */
+static bool leave_round(struct psc_supervisor *supervisor,
+			struct psc_worker *worker)
+{
+	uint64_t expected = worker->lead;
+	uint64_t waiting = same_round(expected, LEAD_WAITING);
+
+	if (phase_of(expected) == LEAD_WAITING)
+		return true;
+	if (!atomic_compare_exchange_strong(&supervisor->lead, &expected,
+					    waiting)) {
+		worker->lead = 0;
+		return false;
+	}
+	worker->lead = waiting;
+	return true;
+}
+
+/* Put the worker's request into a slot. True: its hook is to be run now. */
+static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
+		uint64_t *ret_ticket)
+{
+	struct psc_request *request = &worker->request;
+	struct psc_ask *ask = ask_take(supervisor, ret_ticket);
+	bool run;
+
+	if (!ask) {
+		psc_round_fail(request, PSC_FAILURE_BUSY, 0, &supervisor->ring,
+			       &supervisor->stats);
+		psc_source_release(request->source);
+		return false;
+	}
+	psc_stats_add(&supervisor->stats.asked);
+	ask->request = *request;
+	request->copy_fd = -1; /* the slot's, from here on */
+	atomic_store(&ask->deadline_ns,
+		     request->started_ns + supervisor->hook_timeout_ns);
+
+	run = atomic_fetch_add(&supervisor->hooks, 1) < supervisor->max_hooks;
+	if (run) {
+		worker->in_hook = true;
+	} else {
+		atomic_fetch_sub(&supervisor->hooks, 1);
+		atomic_fetch_add(&supervisor->asks_queued, 1);
+	}
+	ask_set(ask, *ret_ticket / PSC_ASKS,
+		run ? PSC_ASK_WAITING : PSC_ASK_QUEUED);
+	return run;
+}
+
+enum serve_result { SERVED, SERVE_ASK };
+
+/* One readable listener: one request. */
+static enum serve_result serve(struct psc_supervisor *supervisor,
+			       struct psc_worker *worker,
+			       struct psc_source *source, uint64_t *ret_ticket)
+{
+	struct seccomp_notif notif;
+	int result;
+
+	result = psc_listener_receive(source->fd, &notif);
+	if (result == -ENOENT)
+		psc_stats_add(&supervisor->stats.vanished);
+	if (result == -ENOENT || result == -EINTR)
+		return SERVED;
+	if (result < 0) {
+		/* A listener that can't be read any more: closed, not open. */
+		retire(supervisor, source);
+		return SERVED;
+	}
+
+	enter_round(supervisor, worker);
+	atomic_fetch_add(&source->references, 1);
+	worker->request.source = source;
+	switch (psc_round_open(&worker->request, &notif, &worker->callers,
+			       &supervisor->ring, &supervisor->stats)) {
+	case PSC_ROUND_ASK:
+		if (ask(supervisor, worker, ret_ticket))
+			return SERVE_ASK;
+		return SERVED;
+	case PSC_ROUND_DECIDED:
+		psc_round_close(&worker->request, &supervisor->ring,
+				&supervisor->stats);
+		break;
+	case PSC_ROUND_DONE:
+		break;
+	}
+	psc_source_release(source);
+	return SERVED;
+}
+
+static int milliseconds(int64_t ns)
+{
+	return ns < 0 ? -1 : (int)(ns / 1000000) + 1;
+}
+
+/* Lead until something else is to be done; PSC_RUN_SURPLUS: lost the lead. */
+static int lead(struct psc_supervisor *supervisor, struct psc_worker *worker,
+		uint64_t *ret_ticket)
+{
+	struct epoll_event ready[READY_MAX];
+	uint64_t drained;
+
+	while (!atomic_load(&supervisor->stopping)) {
+		int count = epoll_wait(supervisor->epoll_fd, ready, READY_MAX,
+				       milliseconds(expire_asks(supervisor)));
+
+		if (count < 0 && errno != EINTR) {
+			int error = errno;
+
+			resign(supervisor, worker);
+			return -error;
+		}
+		for (int i = 0; i < count; i++) {
+			struct psc_source *source = ready[i].data.ptr;
+
+			if (!source) {
+				if (read(supervisor->wake_fd, &drained,
+					 sizeof(drained)) < 0)
+					continue; /* somebody else did */
+			} else if (!(ready[i].events & EPOLLIN)) {
+				retire(supervisor, source);
+			} else {
+				enum serve_result result =
+					serve(supervisor, worker, source,
+					      ret_ticket);
+
+				if (result == SERVE_ASK)
+					return PSC_RUN_ASK;
+				ring_for_events(supervisor);
+				if (!leave_round(supervisor, worker))
+					return PSC_RUN_SURPLUS;
+			}
+		}
+	}
+	resign(supervisor, worker);
+	return PSC_RUN_STOPPED;
+}
+
+/* Watch the leader until it is stuck or gone; the duty is held. */
+static bool watch(struct psc_supervisor *supervisor, struct psc_worker *worker)
+{
+	uint64_t before = 0, now;
+	int quiet = 0;
+
+	while (!atomic_load(&supervisor->stopping)) {
+		now = atomic_load(&supervisor->lead);
+		if (phase_of(now) == LEAD_VACANT ||
+		    (phase_of(now) == LEAD_BUSY && now == before)) {
+			uint64_t taken = next_round(now, LEAD_WAITING);
+
+			if (!atomic_compare_exchange_strong(&supervisor->lead,
+							    &now, taken))
+				continue;
+			worker->lead = taken;
+			if (phase_of(now) == LEAD_BUSY)
+				psc_stats_add(&supervisor->stats.takeovers);
+			return true;
+		}
+
+		quiet = now == before ? quiet + 1 : 0;
+		if (quiet < WATCH_QUIET_TICKS) {
+			psc_bell_wait(&supervisor->watch, WATCH_TICK_NS);
+		} else {
+			/* Nothing happens: sleep until the leader rings. */
+			atomic_store(&supervisor->watch_sleeps, true);
+			if (atomic_load(&supervisor->lead) == now &&
+			    !atomic_load(&supervisor->stopping))
+				psc_bell_wait(&supervisor->watch, -1);
+			atomic_store(&supervisor->watch_sleeps, false);
+			quiet = 0;
+		}
+		before = now;
+	}
+	return false;
+}
+
+/* Wait for the lead. False: PSC_RUN_SURPLUS or PSC_RUN_STOPPED. */
+static bool stand_by(struct psc_supervisor *supervisor,
+		     struct psc_worker *worker, int *ret_why)
+{
+	bool leads = false;
+
+	*ret_why = PSC_RUN_SURPLUS;
+	if (atomic_fetch_add(&supervisor->standbys, 1) < STANDBYS_MAX) {
+		*ret_why = PSC_RUN_STOPPED;
+		pthread_mutex_lock(&supervisor->duty);
+		leads = watch(supervisor, worker);
+		pthread_mutex_unlock(&supervisor->duty);
+	}
+	atomic_fetch_sub(&supervisor->standbys, 1);
+	/* The owner may want to start another thread for standby. */
+	if (leads)
+		psc_bell_ring(&supervisor->event_bell);
+	return leads;
+}
+
+int psc_supervisor_run(struct psc_supervisor *supervisor,
+		       struct psc_worker *worker, uint64_t *ret_ticket)
+{
+	int why;
+
+	if (worker->in_hook) {
+		worker->in_hook = false;
+		atomic_fetch_sub(&supervisor->hooks, 1);
+		if (!atomic_load(&supervisor->stopping) &&
+		    take_queued(supervisor, worker, ret_ticket)) {
+			worker->in_hook = true;
+			atomic_fetch_add(&supervisor->hooks, 1);
+			return PSC_RUN_ASK;
+		}
+	}
+
+	for (;;) {
+		if (worker->lead && leave_round(supervisor, worker)) {
+			why = lead(supervisor, worker, ret_ticket);
+			if (why != PSC_RUN_SURPLUS)
+				return why;
+		}
+		if (!stand_by(supervisor, worker, &why))
+			return why;
+	}
+}
+
+void psc_supervisor_stop(struct psc_supervisor *supervisor)
+{
+	const uint64_t one = 1;
+
+	atomic_store(&supervisor->stopping, true);
+	if (write(supervisor->wake_fd, &one, sizeof(one)) < 0) {
+		/* The counter is full: it is readable, which is all we want. */
+	}
+	psc_bell_ring(&supervisor->watch);
+	psc_bell_ring(&supervisor->event_bell);
+	fail_asks(supervisor);
+}
+
+/* ---- making and freeing ---- */
+
+void psc_worker_init(struct psc_supervisor *supervisor,
+		     struct psc_worker *worker)
+{
+	worker->lead = 0;
+	worker->in_hook = false;
+	worker->request.copy_fd = -1;
+	psc_callers_init(&worker->callers);
+	pthread_mutex_lock(&supervisor->lists);
+	worker->next = supervisor->workers;
+	supervisor->workers = worker;
+	pthread_mutex_unlock(&supervisor->lists);
+}
+
+void psc_worker_close(struct psc_supervisor *supervisor,
+		      struct psc_worker *worker)
+{
+	struct psc_worker **link;
+
+	if (worker->in_hook)
+		atomic_fetch_sub(&supervisor->hooks, 1);
+	resign(supervisor, worker);
+	pthread_mutex_lock(&supervisor->lists);
+	for (link = &supervisor->workers; *link; link = &(*link)->next)
+		if (*link == worker) {
+			*link = worker->next;
+			break;
+		}
+	pthread_mutex_unlock(&supervisor->lists);
+	psc_callers_close(&worker->callers);
+}
+
+int psc_supervisor_init(struct psc_supervisor *supervisor,
+			uint64_t ring_capacity, int64_t hook_timeout_ns,
+			int max_hooks)
+{
+	struct epoll_event interest = {.events = EPOLLIN};
+	int result;
+
+	memset(supervisor, 0, sizeof(*supervisor));
+	supervisor->epoll_fd = -1;
+	supervisor->wake_fd = -1;
+	supervisor->hook_timeout_ns = hook_timeout_ns;
+	supervisor->max_hooks = max_hooks;
+	atomic_init(&supervisor->bell_threshold, ring_capacity / 2 + 1);
+	pthread_mutex_init(&supervisor->duty, NULL);
+	pthread_mutex_init(&supervisor->lists, NULL);
+
+	result = psc_event_ring_init(&supervisor->ring, ring_capacity);
+	if (result < 0)
+		goto failed;
+	supervisor->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (supervisor->epoll_fd < 0) {
+		result = -errno;
+		goto failed;
+	}
+	supervisor->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (supervisor->wake_fd < 0 ||
+	    epoll_ctl(supervisor->epoll_fd, EPOLL_CTL_ADD, supervisor->wake_fd,
+		      &interest) < 0) {
+		result = -errno;
+		goto failed;
+	}
+	return 0;
+
+failed:
+	psc_supervisor_free(supervisor);
+	return result;
+}
+
+void psc_supervisor_free(struct psc_supervisor *supervisor)
+{
+	psc_supervisor_close(supervisor);
+	if (supervisor->epoll_fd >= 0)
+		close(supervisor->epoll_fd);
+	if (supervisor->wake_fd >= 0)
+		close(supervisor->wake_fd);
+	supervisor->epoll_fd = -1;
+	supervisor->wake_fd = -1;
+	psc_event_ring_free(&supervisor->ring);
+	pthread_mutex_destroy(&supervisor->duty);
+	pthread_mutex_destroy(&supervisor->lists);
+}

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: MIT
+# The one module that knows both worlds. Python objects own what the C core
+# needs, each blocking call releases the GIL exactly once, and Python is never
+# called from C: the supervisor comes back when the hook must decide.
+"""The C core of portseccomp. Private: use the modules above it."""
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.errno cimport EINTR, EACCES
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset, strlen
+
+from portseccomp.core cimport *
+
+import os as _os
+
+from portseccomp import _process
+from portseccomp.verdict import ALLOW as _ALLOW, DENY as _DENY
+
+cdef extern from "<arpa/inet.h>" nogil:
+    const char *inet_ntop(int af, const void *src, char *dst, unsigned int size)
+
+cdef enum:
+    AF_INET = 2
+    AF_INET6 = 10
+
+# Codes of the table; policy.py builds rules with them.
+VERDICT_ALLOW = <int>PSC_VERDICT_ALLOW
+VERDICT_MOVE = <int>PSC_VERDICT_MOVE
+VERDICT_ASK = <int>PSC_VERDICT_ASK
+VERDICT_DENY = <int>PSC_VERDICT_DENY
+FAMILY_ANY = <int>PSC_FAMILY_ANY
+FAMILY_IPV4 = <int>PSC_FAMILY_IPV4
+FAMILY_IPV6 = <int>PSC_FAMILY_IPV6
+FAMILY_UNIX = <int>PSC_FAMILY_UNIX
+FAMILY_VSOCK = <int>PSC_FAMILY_VSOCK
+FAMILY_OTHER = <int>PSC_FAMILY_OTHER
+ADDRESS_ANY = <int>PSC_ADDRESS_ANY
+ADDRESS_PREFIX = <int>PSC_ADDRESS_PREFIX
+ADDRESS_LOOPBACK = <int>PSC_ADDRESS_LOOPBACK
+ADDRESS_WILDCARD = <int>PSC_ADDRESS_WILDCARD
+PORTS_ANY = <int>PSC_PORTS_ANY
+PORTS_RANGE = <int>PSC_PORTS_RANGE
+PORTS_EPHEMERAL = <int>PSC_PORTS_EPHEMERAL
+PROTOCOL_ANY = <int>PSC_PROTOCOL_ANY
+PROTOCOL_TCP = <int>PSC_PROTOCOL_TCP
+PROTOCOL_UDP = <int>PSC_PROTOCOL_UDP
+RULE_DEFAULT = <int>PSC_RULE_DEFAULT
+RULE_HOOK = <int>PSC_RULE_HOOK
+RULE_FAILURE = <int>PSC_RULE_FAILURE
+WAIT_KILLABLE = <int>PSC_LISTENER_WAIT_KILLABLE
+SYNC_WAKE_UP = <int>PSC_LISTENER_SYNC_WAKE_UP
+INSTALL_BUILD = <int>PSC_INSTALL_BUILD
+INSTALL_SIZES = <int>PSC_INSTALL_SIZES
+INSTALL_NO_NEW_PRIVS = <int>PSC_INSTALL_NO_NEW_PRIVS
+INSTALL_SECCOMP = <int>PSC_INSTALL_SECCOMP
+
+
+class InstallError(OSError):
+    """The filter could not be put on the thread; `stage` says where."""
+
+    stage: int
+
+
+def install_filter(*, bint listen, bint bind, bint no_io_uring, unsigned int wanted):
+    """Put the filter on the calling thread, for good; return (fd, features)."""
+    cdef psc_filter_need need
+    cdef unsigned int features = 0
+    cdef psc_install_stage stage = PSC_INSTALL_BUILD
+    need.listen = listen
+    need.bind = bind
+    need.no_io_uring = no_io_uring
+    cdef int fd = psc_listener_install(&need, wanted, &features, &stage)
+    if fd < 0:
+        error = InstallError(-fd, _os.strerror(-fd))
+        error.stage = <int>stage
+        raise error
+    return fd, features
+
+
+cdef object host_of(const psc_endpoint *endpoint):
+    cdef char text[64]
+    cdef uint32_t cid
+    if endpoint.family == PSC_FAMILY_IPV4:
+        inet_ntop(AF_INET, endpoint.address, text, 64)
+        return text.decode("ascii")
+    if endpoint.family == PSC_FAMILY_IPV6:
+        inet_ntop(AF_INET6, endpoint.address, text, 64)
+        if endpoint.scope:
+            return f"{text.decode('ascii')}%{endpoint.scope}"
+        return text.decode("ascii")
+    if endpoint.family == PSC_FAMILY_UNIX:
+        path = endpoint.path[:endpoint.path_length]
+        if path.startswith(b"\0"):
+            path = b"@" + path[1:]
+        return _os.fsdecode(path)
+    if endpoint.family == PSC_FAMILY_VSOCK:
+        memcpy(&cid, endpoint.address, 4)
+        return str(cid)
+    return None
+
+
+cdef object port_of(const psc_endpoint *endpoint):
+    if endpoint.family in (PSC_FAMILY_IPV4, PSC_FAMILY_IPV6, PSC_FAMILY_VSOCK):
+        return endpoint.port
+    return None
+
+
+cdef void fill_endpoint(psc_endpoint *endpoint, tuple fields) except *:
+    # (family, protocol number, packed address, port, dual stack)
+    family, protocol, address, port, dual_stack = fields
+    memset(endpoint, 0, sizeof(psc_endpoint))
+    endpoint.family = family
+    endpoint.protocol = protocol
+    endpoint.port = port
+    endpoint.dual_stack = dual_stack
+    cdef bytes packed = address
+    if len(packed) > 16:
+        raise ValueError("an address has at most 16 bytes")
+    memcpy(endpoint.address, <const char *>packed, len(packed))
+
+
+cdef class Table:
+    """A policy's rules as the core matches them; immutable."""
+
+    cdef psc_policy policy
+    cdef psc_rule *rules
+
+    def __cinit__(self, rules, int default, int error, bint unix_continue):
+        # A rule: (verdict, family, protocol, match_address, packed address,
+        # prefix length, match_ports, first port, last port, errno)
+        cdef psc_rule *rule
+        cdef bytes packed
+        cdef size_t count = len(rules)
+        self.rules = <psc_rule *>PyMem_RawCalloc(max(count, 1), sizeof(psc_rule))
+        if self.rules == NULL:
+            raise MemoryError()
+        for i, fields in enumerate(rules):
+            rule = &self.rules[i]
+            rule.verdict = fields[0]
+            rule.family = fields[1]
+            rule.match_protocol = fields[2]
+            rule.match_address = fields[3]
+            packed = fields[4]
+            if len(packed) > 16 or not 0 <= fields[5] <= 8 * len(packed):
+                raise ValueError("wrong address or prefix length")
+            memcpy(rule.address, <const char *>packed, len(packed))
+            rule.prefix_length = fields[5]
+            rule.match_ports = fields[6]
+            rule.port_first = fields[7]
+            rule.port_last = fields[8]
+            rule.error = fields[9]
+        self.policy.rules = self.rules
+        self.policy.count = count
+        self.policy.default_verdict = <psc_verdict>default
+        self.policy.error = error
+        self.policy.unix_continue = unix_continue
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.rules)
+
+    @property
+    def can_deny(self):
+        """Whether a call can ever be denied, asked about or moved."""
+        return bool(psc_rules_can_deny(&self.policy))
+
+    def decide(self, tuple endpoint):
+        """Judge an endpoint; return (verdict, errno, index of the rule)."""
+        cdef psc_endpoint place
+        fill_endpoint(&place, endpoint)
+        cdef psc_decision decision = psc_rules_decide(&self.policy, &place)
+        return <int>decision.verdict, decision.error, decision.rule
+
+    def matches(self, int index, tuple endpoint):
+        """Tell whether one rule selects an endpoint, on either of its stacks."""
+        cdef psc_endpoint place
+        if not 0 <= index < <int>self.policy.count:
+            raise IndexError(index)
+        fill_endpoint(&place, endpoint)
+        if psc_rules_match(&self.rules[index], &place):
+            return True
+        if not place.dual_stack:
+            return False
+        place.family = PSC_FAMILY_IPV4
+        return bool(psc_rules_match(&self.rules[index], &place))
+
+
+cdef class Request:
+    """One call that the hook decides. The caller waits for as long.
+
+    `call` ("listen" or "bind"), `pid`, `tid` and `comm` name the call and its
+    caller; `family`, `protocol`, `host`, `port` (0: ephemeral) and `backlog`
+    what it asks for. The other attributes are read from /proc when they are
+    asked for, and raise ProcessLookupError once the caller waits no more.
+    """
+
+    cdef psc_event event
+    cdef uint64_t ticket
+    cdef Supervisor supervisor
+
+    @property
+    def call(self):
+        return "listen" if self.event.call == 1 else "bind"
+
+    @property
+    def pid(self):
+        return self.event.pid
+
+    @property
+    def tid(self):
+        return self.event.tid
+
+    @property
+    def family(self):
+        return _process.family_name(self.event.requested.family, self.event.requested.af)
+
+    @property
+    def protocol(self):
+        return _process.protocol_name(
+            self.event.requested.af,
+            self.event.requested.protocol,
+            self.event.requested.type,
+        )
+
+    @property
+    def host(self):
+        return host_of(&self.event.requested)
+
+    @property
+    def port(self):
+        return port_of(&self.event.requested)
+
+    @property
+    def backlog(self):
+        return self.event.backlog
+
+    @property
+    def comm(self):
+        return _os.fsdecode(<bytes>self.event.comm)
+
+    def _read(self, reader):
+        value = reader(self.event.tid)
+        # Only what was read while the caller still waited is about the caller.
+        if not psc_supervisor_waits(self.supervisor.core, self.ticket):
+            raise ProcessLookupError("the caller of this request waits no more")
+        return value
+
+    @property
+    def exe(self):
+        return self._read(_process.exe)
+
+    @property
+    def cmdline(self):
+        return self._read(_process.cmdline)
+
+    @property
+    def cwd(self):
+        return self._read(_process.cwd)
+
+    @property
+    def uid(self):
+        return self._read(_process.uid)
+
+    @property
+    def gid(self):
+        return self._read(_process.gid)
+
+    @property
+    def cgroup(self):
+        return self._read(_process.cgroup)
+
+    def __repr__(self):
+        return (
+            f"<Request {self.call} {self.family}:{self.protocol} "
+            f"{self.host} port {self.port} by {self.comm}[{self.pid}]>"
+        )
+
+    def _decide(self, int verdict, int error):
+        """Answer, from any thread; False: somebody else has answered."""
+        cdef int result
+        with nogil:
+            result = psc_supervisor_decide(
+                self.supervisor.core, self.ticket, <psc_verdict>verdict, error)
+        return result == 0
+
+
+cdef class Supervisor:
+    """The core's supervisor; threads of Python run it (supervisor.py)."""
+
+    cdef psc_supervisor *core
+    cdef list tables
+    cdef bint ready
+
+    def __cinit__(self, *, uint64_t capacity, double hook_timeout, int max_hooks):
+        self.tables = []
+        self.core = <psc_supervisor *>PyMem_RawCalloc(1, sizeof(psc_supervisor))
+        if self.core == NULL:
+            raise MemoryError()
+        cdef int result = psc_supervisor_init(
+            self.core, capacity, <int64_t>(hook_timeout * 1e9), max_hooks)
+        if result < 0:
+            raise OSError(-result, _os.strerror(-result))
+        self.ready = True
+
+    def __dealloc__(self):
+        # Workers and requests hold references: nobody is inside any more.
+        if self.core != NULL:
+            if self.ready:
+                psc_supervisor_free(self.core)
+            PyMem_RawFree(self.core)
+
+    def add(self, int listener_fd, Table table):
+        """Serve one more listener, whose descriptor is taken over."""
+        cdef int result = psc_supervisor_add(self.core, listener_fd, &table.policy)
+        if result < 0:
+            raise OSError(-result, _os.strerror(-result))
+        self.tables.append(table)
+
+    def run(self, hook, owner):
+        """Lead or stand by until the supervisor stops.
+
+        `hook` decides requests. `owner` is told what this loop can't settle:
+        `need_standby()`, `settle(request, answer)` and `hook_raised(request,
+        error)`. False: the thread was one too many.
+        """
+        cdef psc_worker *worker
+        cdef uint64_t ticket = 0
+        cdef int result
+        cdef Request request
+        worker = <psc_worker *>PyMem_RawCalloc(1, sizeof(psc_worker))
+        if worker == NULL:
+            raise MemoryError()
+        psc_worker_init(self.core, worker)
+        try:
+            while True:
+                with nogil:
+                    result = psc_supervisor_run(self.core, worker, &ticket)
+                if result < 0:
+                    raise OSError(-result, _os.strerror(-result))
+                if result != PSC_RUN_ASK:
+                    return result == PSC_RUN_STOPPED
+                request = Request.__new__(Request)
+                request.event = worker.request.event
+                request.ticket = ticket
+                request.supervisor = self
+                self.ask(request, hook, owner)
+                request = None
+        finally:
+            psc_worker_close(self.core, worker)
+            PyMem_RawFree(worker)
+
+    cdef void ask(self, Request request, hook, owner) except *:
+        cdef psc_verdict verdict
+        try:
+            # Somebody must be able to take over while the hook runs.
+            if self.core.standbys == 0:
+                owner.need_standby()
+            answer = hook(request)
+        except BaseException as error:
+            owner.hook_raised(request, error)
+            return
+        if answer is _ALLOW or answer is True:
+            verdict = PSC_VERDICT_ALLOW
+        elif answer is _DENY or answer is False:
+            verdict = PSC_VERDICT_DENY
+        else:
+            owner.settle(request, answer)
+            return
+        with nogil:
+            psc_supervisor_decide(self.core, request.ticket, verdict, 0)
+
+    def next_events(self, int most):
+        """Take up to `most` finished requests, as tuples for events.py."""
+        cdef psc_event event
+        cdef list events = []
+        while len(events) < most and psc_event_ring_pop(&self.core.ring, &event):
+            events.append((
+                event.time_ns, event.call, event.pid, event.tid,
+                <bytes>event.comm, event.known,
+                event.requested.family, event.requested.af,
+                event.requested.protocol, event.requested.type,
+                event.requested.dual_stack,
+                host_of(&event.requested) if event.known else None,
+                port_of(&event.requested) if event.known else None,
+                event.open,
+                host_of(&event.actual) if event.open else None,
+                port_of(&event.actual) if event.open else None,
+                event.backlog, event.outcome, event.error, event.first,
+                event.rule, event.latency_ns, event.cookie,
+                event.failure, event.failure_error,
+            ))
+        return events
+
+    def wait_events(self, double timeout):
+        """Sleep until the bell rings, or `timeout` seconds (negative: ever)."""
+        cdef int64_t limit = -1 if timeout < 0 else <int64_t>(timeout * 1e9)
+        with nogil:
+            psc_bell_wait(&self.core.event_bell, limit)
+
+    def ring(self):
+        """Wake who sleeps in wait_events."""
+        psc_bell_ring(&self.core.event_bell)
+
+    def set_threshold(self, uint64_t events):
+        """Ring for events only when there are this many."""
+        self.core.bell_threshold = events
+
+    @property
+    def standbys(self):
+        """Threads that could take the lead."""
+        return self.core.standbys
+
+    @property
+    def live(self):
+        """Listeners that can still send requests."""
+        return self.core.live
+
+    def stop(self):
+        """Make every thread come back."""
+        with nogil:
+            psc_supervisor_stop(self.core)
+
+    def close(self):
+        """Close every listener: calls fail with ENOSYS from now on."""
+        with nogil:
+            psc_supervisor_close(self.core)
+
+    def forget(self):
+        """Close the descriptors in a forked child."""
+        psc_supervisor_forget(self.core)
+
+    def stats(self):
+        """Return the counters by name, and the latency histogram.
+
+        The histogram is a list of (end of the bucket in ns, count).
+        """
+        cdef psc_stats *stats = &self.core.stats
+        counters = {
+            "requests": stats.requests,
+            "allowed": stats.allowed,
+            "denied": stats.denied,
+            "moved": stats.moved,
+            "continued": stats.continued,
+            "vanished": stats.vanished,
+            "asked": stats.asked,
+            "failed": stats.failed,
+            "hook_timeouts": stats.late,
+            "takeovers": stats.takeovers,
+            "events_lost": self.core.ring.lost,
+        }
+        histogram = [
+            (psc_stats_bucket_end(i), stats.latency[i])
+            for i in range(PSC_STATS_BUCKETS) if stats.latency[i]
+        ]
+        return counters, histogram

@@ -1,0 +1,641 @@
+"""The guard: a policy, a filter and a supervisor around a process tree."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+from portseccomp import _core
+from portseccomp.errors import (
+    GuardError,
+    HookError,
+    KernelError,
+    ListenTimeout,
+    PolicyError,
+    TargetExited,
+)
+from portseccomp.events import (
+    Event,
+    EventLog,
+    EventStream,
+    is_environment_failure,
+    make_event,
+)
+from portseccomp.grammar import parse_selector
+from portseccomp.hook import Hook, HookFailures, HookRunner, load_hook
+from portseccomp.launcher import Launcher
+from portseccomp.policy import Policy, check_supported, make_policy
+from portseccomp.supervisor import MAX_HOOKS, Supervision
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from portseccomp.policy import PolicyLike
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# How often targets that have ended are reaped on kernels that tell of the end
+# of a tree only then (before Linux 6.12), in seconds.
+_REAP_EVERY = 0.02
+
+
+class Stats(NamedTuple):
+    """What a guard has done so far.
+
+    `requests`: intercepted calls. `allowed`, `denied`, `moved`, `continued`:
+    how they were answered. `vanished`: callers that went away in between.
+    `asked`: handed to the hook. `hook_errors`: the hook raised, or returned
+    nonsense. `hook_timeouts`: denied at the hook's deadline. `failed`: the
+    policy could not be applied (see `Event.reason`). `events_lost`: events
+    that nobody read in time. `takeovers`: a supervisor thread was stuck, and
+    another took over. `p50_us`, `p99_us`: latency in microseconds, None before
+    the first request. `histogram`: (upper end in microseconds, count).
+    """
+
+    requests: int
+    allowed: int
+    denied: int
+    moved: int
+    continued: int
+    vanished: int
+    asked: int
+    hook_errors: int
+    hook_timeouts: int
+    failed: int
+    events_lost: int
+    takeovers: int
+    p50_us: float | None
+    p99_us: float | None
+    histogram: tuple[tuple[float, int], ...]
+
+
+def _percentile(
+    histogram: tuple[tuple[float, int], ...], share: float
+) -> float | None:
+    left = share * sum(count for _, count in histogram)
+    for end, count in histogram:
+        left -= count
+        if left <= 0:
+            return end
+    return None
+
+
+class _State:
+    """What outlives a Guard that is dropped without close(), and closes it."""
+
+    def __init__(
+        self, core: _core.Supervisor, supervision: Supervision, runner: HookRunner
+    ) -> None:
+        self.core = core
+        self.supervision = supervision
+        self.runner = runner
+        self.launcher: Launcher | None = None
+        self.lock = threading.RLock()
+        self.closed = False
+        self.pid = os.getpid()
+
+    def retire_launcher(self) -> None:
+        with self.lock:
+            launcher, self.launcher = self.launcher, None
+        if launcher is not None:
+            launcher.retire()
+
+    def close(self) -> None:
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+        _open_states.discard(self)
+        if os.getpid() != self.pid:
+            return
+        self.retire_launcher()
+        self.supervision.stop()
+        self.runner.close()
+
+
+_open_states: weakref.WeakSet[_State] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """A copy of a listener in a forked child would keep calls hanging."""
+    for state in list(_open_states):
+        state.closed = True
+        state.core.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _round_up(number: int) -> int:
+    """The next power of two, as the core's ring wants it."""
+    return 1 << max(number - 1, 1).bit_length()
+
+
+class Guard:
+    """Guards the processes that it starts, and all that they start.
+
+    `policy`: a Policy, a rule, or rules; None allows everything, or asks the
+    hook about everything. `hook`: a function, or coroutine function, that
+    takes a Request and returns ALLOW, DENY, `deny(errno)` or a bool; called
+    only for `ask`, on a thread of the guard (a coroutine: on the event loop
+    that runs where the guard is made, else on one of its own). `hook_timeout`:
+    seconds that a hook may take; then the call is denied. `on_event`: called
+    with each Event, on a thread of the guard. `unix`: "perform", or "continue"
+    to let the kernel run `listen` on unix sockets even where the policy can
+    deny: their SO_PEERCRED then stays the target's, and a hostile target can
+    get past the guard. `event_buffer`: events kept until they are read.
+
+    Close it, or use it as a context manager: what is left of the tree then
+    gets ENOSYS from `listen`. Raises PolicyError for a wrong policy, KernelError
+    where the kernel refuses (portseccomp.probe() tells more).
+    """
+
+    def __init__(
+        self,
+        policy: PolicyLike = None,
+        *,
+        hook: Hook | None = None,
+        on_event: Callable[[Event], object] | None = None,
+        hook_timeout: float = 5.0,
+        unix: str = "perform",
+        event_buffer: int = 4096,
+    ) -> None:
+        self._policy = make_policy(policy, hooked=hook is not None)
+        if hook is None and self._policy.hook is not None:
+            hook = load_hook(self._policy.hook)
+        self._check_arguments(hook, hook_timeout, unix, event_buffer)
+        self._table = self._policy.table(unix_continue=unix == "continue")
+        self._rules = tuple(one.text for one in self._policy.rules)
+        self._on_event = on_event
+        self._failures = HookFailures()
+        self._log = EventLog(event_buffer)
+        self._opened: dict[object, Event] = {}
+        self._started: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._any_target = False
+        self._warned = False
+
+        capacity = _round_up(event_buffer)
+        core = _core.Supervisor(
+            capacity=capacity, hook_timeout=hook_timeout, max_hooks=MAX_HOOKS
+        )
+        deliver = weakref.WeakMethod(self._deliver)
+        runner = HookRunner(self._failures, lambda: state.supervision.spawn())
+        supervision = Supervision(
+            core,
+            hook=hook,
+            runner=runner,
+            deliver=lambda events: (call := deliver()) and call(events),
+            threshold=capacity // 2 + 1,
+        )
+        self._state = state = _State(core, supervision, runner)
+        self._log.finish_when(_finished(weakref.ref(self), state))
+        self._launch()
+        supervision.start()
+        if on_event is not None:
+            supervision.attend(True)
+        _open_states.add(state)
+        self._finalizer = weakref.finalize(self, state.close)
+
+    def _check_arguments(
+        self, hook: Hook | None, hook_timeout: float, unix: str, event_buffer: int
+    ) -> None:
+        check_supported(self._policy)
+        if hook is None and self._policy.asks:
+            raise PolicyError("the policy asks a hook, and there is none: give hook=")
+        if hook is not None and not callable(hook):
+            raise TypeError(f"hook must be a function, not {hook!r}")
+        if not 0 < hook_timeout < 1e6:
+            raise ValueError(f"hook_timeout is in seconds, above 0, not {hook_timeout}")
+        if unix not in ("perform", "continue"):
+            raise ValueError(f"unix is 'perform' or 'continue', not {unix!r}")
+        if not 1 <= event_buffer <= 1 << 24:
+            raise ValueError(f"event_buffer is 1 to 16777216, not {event_buffer}")
+
+    # ---- starting targets ----
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._state.pid:
+            raise GuardError("a guard can't be used in a forked child: make a new one")
+        if self._state.closed:
+            raise GuardError("the guard is closed")
+
+    def _launch(self) -> Launcher:
+        """Start a guarded thread whose listener the supervisor serves."""
+        launcher = Launcher(need_bind=False, no_io_uring=self._table.can_deny)
+        try:
+            self._state.core.add(launcher.listener_fd, self._table)
+        except OSError as error:
+            os.close(launcher.listener_fd)
+            launcher.retire()
+            raise KernelError(
+                error.errno, f"can't serve the listener: {error.strerror}"
+            ) from None
+        self._state.launcher = launcher
+        return launcher
+
+    def _submit(self, function: Callable[[], T]) -> T:
+        """Run a function on the guarded thread; replace one that has ended."""
+        while True:
+            self._check_open()
+            with self._state.lock:
+                launcher = self._state.launcher or self._launch()
+                # From now on the end of this tree is something to wait for.
+                self._any_target = launcher.used = True
+            try:
+                return launcher.submit(function)
+            except GuardError:
+                continue  # retired in between
+
+    def popen(self, *args: Any, **kwargs: Any) -> subprocess.Popen[Any]:
+        """Start a guarded process: subprocess.Popen, with every option of it.
+
+        The child inherits what belongs to a thread (CPU affinity, namespaces)
+        from the guard's own thread, the signal mask from the caller's.
+        """
+        import subprocess
+
+        process = self._submit(lambda: subprocess.Popen(*args, **kwargs))
+        self._started.add(process)
+        return process
+
+    def run(
+        self,
+        *popenargs: Any,
+        input: Any = None,
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        **kwargs: Any,
+    ) -> subprocess.CompletedProcess[Any]:
+        """Run a guarded process to its end: subprocess.run, with its options."""
+        import subprocess
+
+        if input is not None:
+            if kwargs.get("stdin") is not None:
+                raise ValueError("give stdin or input, not both")
+            kwargs["stdin"] = subprocess.PIPE
+        if capture_output:
+            if kwargs.get("stdout") is not None or kwargs.get("stderr") is not None:
+                raise ValueError("give capture_output or stdout and stderr, not both")
+            kwargs["stdout"] = kwargs["stderr"] = subprocess.PIPE
+
+        with self.popen(*popenargs, **kwargs) as process:
+            try:
+                stdout, stderr = process.communicate(input, timeout=timeout)
+            except subprocess.TimeoutExpired as expired:
+                process.kill()
+                # What it had written by then belongs to the exception.
+                expired.stdout, expired.stderr = process.communicate()
+                raise
+            except BaseException:
+                process.kill()
+                raise
+        done = subprocess.CompletedProcess(
+            process.args, process.returncode, stdout, stderr
+        )
+        if check:
+            done.check_returncode()
+        return done
+
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function in this process, on a guarded thread of its own.
+
+        Returns or raises what the function does. Threads that it starts are
+        guarded as well.
+        """
+        outcome: list[T] = []
+        failure: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                outcome.append(function(*args, **kwargs))
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=body, name="portseccomp-call", daemon=True)
+        # A thread inherits the filter of the thread that starts it.
+        self._submit(thread.start)
+        thread.join()
+        if failure:
+            try:
+                raise failure[0]
+            finally:
+                failure.clear()
+        return outcome[0]
+
+    # ---- what happened ----
+
+    def _deliver(self, batch: list[_core.EventFields]) -> None:
+        events = [make_event(fields, self._rules) for fields in batch]
+        for event in events:
+            if event.is_open:
+                self._remember(event)
+        self._log.append(events)
+        if not self._warned and any(is_environment_failure(one) for one in batch):
+            self._warned = True
+            self._warn(next(one for one in events if one.reason))
+        if self._on_event is not None:
+            for event in events:
+                try:
+                    self._on_event(event)
+                except BaseException as error:
+                    self._failures.add(
+                        f"on_event raised {type(error).__name__}: {error}", error
+                    )
+
+    def _warn(self, event: Event) -> None:
+        outcome = "denied" if event.verdict == "deny" else "continued unseen"
+        warnings.warn(
+            f"portseccomp can't apply the policy here: {event.reason}; such calls are "
+            f"{outcome} (portseccomp.probe() tells more)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _remember(self, event: Event) -> None:
+        """Keep what is open, by socket; now and then let go of what is closed."""
+        key = event._cookie or (event.family, event.host, event.port)
+        if event.first or key not in self._opened:
+            self._opened[key] = event
+        if len(self._opened) >= 1024 and len(self._opened) % 1024 == 0:
+            self._forget_closed()
+
+    def _forget_closed(self) -> list[Event]:
+        from portseccomp.listeners import still_open
+
+        kept = still_open(list(self._opened.values()))
+        wanted = {id(one) for one in kept}
+        for key, event in list(self._opened.items()):
+            if id(event) not in wanted:
+                self._opened.pop(key, None)
+        return kept
+
+    def listeners(self) -> list[Event]:
+        """Return what is open right now: for each port, the event that opened it."""
+        self._check_open()
+        self._state.supervision.drain()
+        return self._forget_closed()
+
+    def events(self) -> EventStream:
+        """Iterate over events, with `for` or `async for`.
+
+        Starts with the oldest that is kept, waits for more, and ends when the
+        guard is closed, or a target was started and no guarded process is left.
+        """
+        return EventStream(self._log, self._attend)
+
+    def _attend(self, wanted: bool) -> None:
+        """Somebody waits for events, and for the end of the tree."""
+        if self._state.closed:
+            if wanted:
+                return
+        elif wanted:
+            self._let_end()
+        self._state.supervision.attend(wanted)
+
+    def _let_end(self) -> None:
+        """Let the guarded thread go: else the tree would never be empty."""
+        with self._state.lock:
+            launcher = self._state.launcher
+            if launcher is not None and launcher.used:
+                self._state.retire_launcher()
+
+    def wait_listening(
+        self, selector: str = "any", timeout: float | None = None
+    ) -> Event:
+        """Wait until something listens that a selector such as "tcp:8080" selects.
+
+        Returns the event that opened it: at once if it is open already, else
+        as soon as the kernel accepts connections there. `timeout` is in
+        seconds, None for no limit. Raises ListenTimeout, or TargetExited when
+        no guarded process is left.
+        """
+        self._check_open()
+        match = _Match(selector)
+        limit = None if timeout is None else time.monotonic() + timeout
+        number = self._log.start()
+        for event in self.listeners():
+            if match(event):
+                return event
+        self._attend(True)
+        try:
+            with self._log.changed:
+                while True:
+                    finished = self._log.finished
+                    while True:
+                        event, number = self._log.take(number)
+                        if event is None:
+                            break
+                        if match(event) and (event.first or self._is_open(event)):
+                            if self._is_open(event):
+                                return event
+                    if finished:
+                        raise TargetExited(
+                            f"nothing listens on {selector}, and no guarded process "
+                            "is left"
+                        )
+                    left = None if limit is None else limit - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise ListenTimeout(
+                            f"nothing listened on {selector} within {timeout} s"
+                        )
+                    self._log.changed.wait(self._nap(left))
+                    self._reap()
+        finally:
+            self._attend(False)
+
+    def _is_open(self, event: Event) -> bool:
+        from portseccomp.listeners import still_open
+
+        return bool(still_open([event]))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until no guarded process is left; False when `timeout` came first.
+
+        Processes that have ended are reaped where the kernel needs that to
+        tell of the end (before Linux 6.12).
+        """
+        self._check_open()
+        limit = None if timeout is None else time.monotonic() + timeout
+        self._attend(True)
+        try:
+            with self._log.changed:
+                while not self._log.finished and self._any_target:
+                    left = None if limit is None else limit - time.monotonic()
+                    if left is not None and left <= 0:
+                        return False
+                    self._log.changed.wait(self._nap(left))
+                    self._reap()
+            return True
+        finally:
+            self._attend(False)
+
+    def _nap(self, left: float | None) -> float | None:
+        if _tells_end_unreaped():
+            return left
+        return _REAP_EVERY if left is None else min(left, _REAP_EVERY)
+
+    def _reap(self) -> None:
+        if not _tells_end_unreaped():
+            for process in list(self._started):
+                process.poll()
+
+    def stats(self) -> Stats:
+        """Return counters and latencies so far; also after close()."""
+        counters, buckets = self._state.core.stats()
+        histogram = tuple((end / 1000, count) for end, count in buckets)
+        return Stats(
+            requests=counters["requests"],
+            allowed=counters["allowed"],
+            denied=counters["denied"],
+            moved=counters["moved"],
+            continued=counters["continued"],
+            vanished=counters["vanished"],
+            asked=counters["asked"],
+            hook_errors=self._failures.count,
+            hook_timeouts=counters["hook_timeouts"],
+            failed=counters["failed"],
+            events_lost=counters["events_lost"] + self._log.lost,
+            takeovers=counters["takeovers"],
+            p50_us=_percentile(histogram, 0.5),
+            p99_us=_percentile(histogram, 0.99),
+            histogram=histogram,
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that the guard applies."""
+        return self._policy
+
+    # ---- the end ----
+
+    def close(self) -> None:
+        """Stop supervising; what is left of the tree gets ENOSYS from `listen`.
+
+        Raises HookError, once, when the hook or `on_event` has failed.
+        """
+        error = self._close()
+        if error is not None:
+            raise error
+
+    def _close(self) -> HookError | None:
+        if self._state.closed:
+            return None
+        # Events that are on their way are delivered first, to this object.
+        self._state.close()
+        self._finalizer.detach()
+        self._log.append([])
+        failure = self._state.supervision.failure
+        if failure is not None:
+            self._failures.add(f"the supervisor failed: {failure}", failure)
+        return self._failures.error()
+
+    def __enter__(self) -> Guard:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        hook_error = self._close()
+        if hook_error is None:
+            return
+        if error is None:
+            raise hook_error
+        # The body's own exception must not be hidden.
+        error.add_note(f"portseccomp: {hook_error}")
+
+    def __del__(self) -> None:
+        state = getattr(self, "_state", None)
+        if state is not None and not state.closed and os.getpid() == state.pid:
+            warnings.warn(
+                f"unclosed guard {self!r}", ResourceWarning, stacklevel=2, source=self
+            )
+
+    def __repr__(self) -> str:
+        word = "closed" if self._state.closed else "open"
+        return f"<Guard {word}, {self._policy!r}>"
+
+
+class _Match:
+    """Whether a selector selects what an event has opened."""
+
+    def __init__(self, selector: str) -> None:
+        parsed = parse_selector(selector)
+        row = (_core.VERDICT_ALLOW, *parsed, 0)
+        self._table = _core.Table([row], _core.VERDICT_ALLOW, 1, False)
+        # `any` has ports in mind; here it means whatever listens.
+        self._all = selector.strip() == "any"
+
+    def __call__(self, event: Event) -> bool:
+        if not event.is_open:
+            return False
+        if self._all:
+            return True
+        return any(
+            self._table.matches(0, self._fields(event, host, port))
+            for host, port in (
+                (event.host, event.port),
+                (event.requested_host, event.requested_port),
+            )
+        )
+
+    @staticmethod
+    def _fields(
+        event: Event, host: str | None, port: int | None
+    ) -> tuple[int, int, bytes, int, bool]:
+        import ipaddress
+
+        family, protocol, dual_stack = event._place
+        packed = b""
+        if event.family in ("ipv4", "ipv6") and host is not None:
+            packed = ipaddress.ip_address(host.partition("%")[0]).packed
+        return family, protocol, packed, port or 0, dual_stack
+
+
+def _finished(guard: weakref.ref[Guard], state: _State) -> Callable[[], bool]:
+    """Whether no more events will come."""
+
+    def finished() -> bool:
+        one = guard()
+        if one is None or state.closed:
+            return True
+        return one._any_target and state.launcher is None and state.core.live == 0
+
+    return finished
+
+
+def _tells_end_unreaped() -> bool:
+    """Whether POLLHUP comes when a target has exited, reaped or not (6.12)."""
+    major, minor, *_ = os.uname().release.split(".")
+    digits = "".join(letter for letter in minor if letter.isdigit())
+    return (int(major), int(digits or 0)) >= (6, 12)
+
+
+def run(
+    args: Any,
+    policy: PolicyLike = None,
+    *,
+    hook: Hook | None = None,
+    on_event: Callable[[Event], object] | None = None,
+    **popen_kwargs: Any,
+) -> subprocess.CompletedProcess[Any]:
+    """Run a command under a guard to its end, as subprocess.run does.
+
+    `policy`, `hook` and `on_event` are Guard's; all other options are
+    subprocess.run's.
+    """
+    with Guard(policy, hook=hook, on_event=on_event) as guard:
+        return guard.run(args, **popen_kwargs)
+
+

@@ -1,0 +1,145 @@
+"""The guarded thread: it carries the filter, and starts targets.
+
+A filter and no_new_privs belong to a thread and are inherited by what it
+forks. So one thread takes them, gets the listener as a descriptor of this very
+process, and runs `subprocess.Popen` there. When it ends, and the targets that
+it started have ended, the kernel says so on the listener: that is how a guard
+knows that nobody is left. A thread that has to end early for somebody who
+waits for that is replaced by another one, with a listener of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from portseccomp import _core
+from portseccomp.errors import GuardError, KernelError
+
+T = TypeVar("T")
+
+_HINTS = {
+    _core.INSTALL_BUILD: "portseccomp knows x86-64 and aarch64",
+    _core.INSTALL_SIZES: "this kernel, or a container's seccomp profile, has no "
+    "seccomp notifications (Linux 5.0 has; Docker: --security-opt seccomp=...)",
+    _core.INSTALL_NO_NEW_PRIVS: "prctl(PR_SET_NO_NEW_PRIVS) is refused here",
+}
+
+
+def explain_install_error(error: _core.InstallError) -> KernelError:
+    """Say which step of the installation failed, and what would help."""
+    import errno
+
+    number = error.errno or 0
+    if error.stage in _HINTS:
+        hint = _HINTS[error.stage]
+    elif number == errno.EBUSY:
+        hint = (
+            "this thread is under a seccomp listener already, and Linux allows one: "
+            "a guard can't run inside a guard, nor in a container whose runtime has "
+            "a seccomp agent"
+        )
+    elif number in (errno.EPERM, errno.EACCES):
+        hint = "a container's seccomp profile refuses the seccomp system call"
+    elif number == errno.EINVAL:
+        hint = "Linux 5.0 or newer is needed, with CONFIG_SECCOMP_FILTER"
+    else:
+        hint = "portseccomp probe says what works here"
+    return KernelError(
+        number, f"can't install the filter: {os.strerror(number)}; {hint}"
+    )
+
+
+class _Job:
+    """A function to run on the guarded thread, and its result."""
+
+    __slots__ = ("function", "mask", "done", "result", "error")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        # A child inherits its parent thread's signal mask: the caller's.
+        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self.done = threading.Lock()
+        self.done.acquire()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+            self.result = self.function()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.done.release()
+
+
+class Launcher:
+    """One guarded thread.
+
+    Raises KernelError where the filter can't be installed.
+    """
+
+    def __init__(self, *, need_bind: bool, no_io_uring: bool) -> None:
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._retired = False
+        self.listener_fd = -1
+        self.features = 0
+        self.used = False
+        self._need = {"listen": True, "bind": need_bind, "no_io_uring": no_io_uring}
+        started: SimpleQueue[_core.InstallError | None] = SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._main, args=(started,), name="portseccomp-launcher", daemon=True
+        )
+        self._thread.start()
+        failure = started.get()
+        if failure is not None:
+            self._thread.join()
+            raise explain_install_error(failure) from None
+
+    def _main(self, started: SimpleQueue[_core.InstallError | None]) -> None:
+        wanted = _core.WAIT_KILLABLE | _core.SYNC_WAKE_UP
+        try:
+            self.listener_fd, self.features = _core.install_filter(
+                **self._need, wanted=wanted
+            )
+        except _core.InstallError as error:
+            started.put(error)
+            return
+        started.put(None)
+        while (job := self._jobs.get()) is not None:
+            job.run()
+            job = None  # or its result would live until the next one
+
+    def submit(self, function: Callable[[], T]) -> T:
+        """Run a function on the guarded thread; return or raise what it does."""
+        job = _Job(function)
+        with self._lock:
+            if self._retired:
+                raise GuardError("the guarded thread has ended")
+            self.used = True
+            self._jobs.put(job)
+        job.done.acquire()
+        if job.error is not None:
+            try:
+                raise job.error
+            finally:
+                job.error = None  # no cycle through the traceback
+        result: T = job.result
+        return result
+
+    def retire(self) -> None:
+        """End the thread once its jobs are done; later jobs are refused."""
+        with self._lock:
+            if not self._retired:
+                self._retired = True
+                self._jobs.put(None)
+
+    def join(self, timeout: float | None) -> None:
+        """Wait for the thread's end."""
+        self._thread.join(timeout)

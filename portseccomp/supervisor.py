@@ -1,0 +1,131 @@
+"""The threads of a guard's supervisor.
+
+The core answers requests; it never creates a thread. This module gives it as
+many as it needs: one that leads, one that stands by, another one whenever none
+is left to stand by (a hook hangs), and one that carries events to Python.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from portseccomp import _core
+from portseccomp.hook import Hook, HookRunner
+
+# Hooks that may run at one time; further requests queue for them.
+MAX_HOOKS = 16
+# A leader, a standby, hooks, and those stuck in a system call.
+_MAX_THREADS = MAX_HOOKS + 16
+
+# How often the dispatcher looks again if nothing rings: a safety net.
+_LOOK_AGAIN = 60.0
+
+
+class Supervision:
+    """Runs a core supervisor on threads, and its events through `deliver`.
+
+    `deliver(events)` is called with each batch, possibly an empty one, on one
+    thread. `hook` is None where the policy never asks.
+    """
+
+    def __init__(
+        self,
+        core: _core.Supervisor,
+        *,
+        hook: Hook | None,
+        runner: HookRunner,
+        deliver: Callable[[list[_core.EventFields]], None],
+        threshold: int,
+    ) -> None:
+        self._core = core
+        self._hook = hook
+        self._runner = runner
+        self._deliver = deliver
+        self._threshold = threshold
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+        self._attention = 0
+        self._stopping = False
+        self._draining = threading.RLock()  # on_event may ask the guard things
+        self.failure: BaseException | None = None
+        self._dispatcher = threading.Thread(
+            target=self._dispatch, name="portseccomp-events", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start a leader and a standby, and the dispatcher."""
+        self.spawn()
+        self.spawn()
+        self._dispatcher.start()
+
+    def spawn(self) -> bool:
+        """Start one more thread for the core; False where that fails."""
+        with self._lock:
+            if self._stopping or len(self._threads) >= _MAX_THREADS:
+                return False
+            thread = threading.Thread(
+                target=self._serve, name="portseccomp-supervisor", daemon=True
+            )
+            self._threads.add(thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._threads.discard(thread)
+                return False
+            return True
+
+    def _serve(self) -> None:
+        try:
+            self._core.run(self._hook, self._runner)
+        except BaseException as error:
+            # Without this thread nobody may be left to answer: fail closed.
+            self.failure = error
+            self._core.stop()
+            self._core.close()
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    # ---- events ----
+
+    def attend(self, wanted: bool) -> None:
+        """Ask for each event at once, or take that back; calls nest."""
+        with self._lock:
+            self._attention += 1 if wanted else -1
+            attended = self._attention > 0
+            self._core.set_threshold(1 if attended else self._threshold)
+        if wanted:
+            self._core.ring()
+
+    def _dispatch(self) -> None:
+        while not self._stopping:
+            self._core.wait_events(_LOOK_AGAIN)
+            self.drain()
+            if self._core.standbys == 0:
+                self.spawn()
+
+    def drain(self) -> None:
+        """Deliver what there is; empty at the end, so that waiters look again."""
+        with self._draining:
+            while events := self._core.next_events(256):
+                self._deliver(events)
+            self._deliver([])
+
+    # ---- the end ----
+
+    def stop(self) -> None:
+        """Close the listeners, and end all threads but those in a hung hook."""
+        with self._lock:
+            self._stopping = True
+            threads = list(self._threads)
+        self._core.stop()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                # Those in a hook come back when it returns, if ever.
+                thread.join(0.25)
+        self._core.close()
+        self._core.ring()
+        if self._dispatcher is not threading.current_thread():
+            self._dispatcher.join(5.0)
+        self.drain()

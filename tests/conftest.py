@@ -1,0 +1,124 @@
+"""What all tests share: victims, helpers, and the checks around each test.
+
+Tests run against the real kernel. A test that needs root, a package or a
+kernel feature asks for it with `need`; with PORTSECCOMP_NO_SKIP=1, as in CI,
+a skip is a failure.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+NO_SKIP = os.environ.get("PORTSECCOMP_NO_SKIP") == "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With PORTSECCOMP_NO_SKIP=1 a skip is a failure that says what is missing."""
+    report = yield
+    if NO_SKIP and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which CI does not allow: {report.longrepr[2]}"
+    return report
+
+
+def open_descriptors() -> dict[int, str]:
+    """The descriptors of this process, and what they are."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            pass  # the listing's own
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Each test leaves as many descriptors and threads as it found."""
+    before = open_descriptors()
+    threads = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 5
+    while True:
+        gc.collect()
+        left = {k: v for k, v in open_descriptors().items() if before.get(k) != v}
+        extra = [one for one in threading.enumerate() if one not in threads]
+        if not (left or extra) or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    assert not left, f"descriptors left open: {left}"
+    assert not extra, f"threads left running: {extra}"
+
+
+def need(program: str, package: str) -> str:
+    """Return the path of a program, or skip with the line that installs it."""
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"needs {program}: apt-get install {package}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def victim(tmp_path_factory) -> Callable[..., str]:
+    """Compile tests/victims/NAME.c and return the program's path."""
+    place = tmp_path_factory.mktemp("victims")
+    built: dict[tuple[str, ...], str] = {}
+
+    def build(name: str, *flags: str) -> str:
+        key = (name, *flags)
+        if key not in built:
+            program = str(place / "-".join([name, *(f.strip("-") for f in flags)]))
+            compiler = os.environ.get("CC", "cc")
+            source = str(HERE / "victims" / f"{name}.c")
+            command = [compiler, "-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall"]
+            command += ["-pthread", *flags, "-o", program, source]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+            built[key] = program
+        return built[key]
+
+    return build
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Return a TCP port that nothing uses just now, a new one at each call."""
+    given: set[int] = set()
+
+    def find() -> int:
+        while True:
+            with socket.socket(socket.AF_INET6) as probe:
+                probe.bind(("::", 0))
+                port = probe.getsockname()[1]
+            if port not in given:
+                given.add(port)
+                return port
+
+    return find
+
+
+def accepts(host: str, port: int) -> bool:
+    """Whether a connection to host and port is accepted: the outside view."""
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def python(source: str, *args: str) -> list[str]:
+    """The command that runs a piece of Python."""
+    return [sys.executable, "-c", source, *args]
