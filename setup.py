@@ -38,6 +38,10 @@ setup(
     ext_modules=cythonize(
         [core],
         build_dir="build/cython",
-        compiler_directives={"language_level": 3, "embedsignature": False},
+        compiler_directives={
+            "language_level": 3,
+            "auto_pickle": False,
+            "autotestdict": False,
+        },
     )
 )

@@ -1,10 +1,10 @@
 """Decide which ports a process tree may open, and know when one opens.
 
-    import portseccomp
+import portseccomp
 
-    with portseccomp.Guard("allow loopback:8000-8999") as guard:
-        process = guard.popen(["python3", "-m", "http.server", "-b", "127.0.0.1"])
-        print(guard.wait_listening("tcp:any", timeout=10))
+with portseccomp.Guard("allow loopback:8000-8999") as guard:
+    process = guard.popen(["python3", "-m", "http.server", "-b", "127.0.0.1"])
+    print(guard.wait_listening("tcp:any", timeout=10))
 """
 
 from portseccomp._core import Request

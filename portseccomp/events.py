@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from portseccomp import _core, _process
+from portseccomp._types import EventFields
 from portseccomp.verdict import errno_name
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _format_time(time_ns: int) -> str:
     return f"{day}.{rest // 1000:06d}Z"
 
 
-def make_event(fields: tuple[Any, ...], rules: tuple[str, ...]) -> Event:
+def make_event(fields: EventFields, rules: tuple[str, ...]) -> Event:
     """Make an Event of what the core says."""
     (
         time_ns, call, pid, tid, comm, known, family, af, protocol, kind,
@@ -168,7 +169,7 @@ def make_event(fields: tuple[Any, ...], rules: tuple[str, ...]) -> Event:
     return event
 
 
-def is_environment_failure(fields: tuple[Any, ...]) -> bool:
+def is_environment_failure(fields: EventFields) -> bool:
     """Whether an event tells of a machine that refuses what we need."""
     return fields[23] in _ENVIRONMENT_FAILURES
 

@@ -11,6 +11,7 @@ import difflib
 from typing import NamedTuple
 
 from portseccomp import _core
+from portseccomp._types import EndpointFields
 from portseccomp.errors import PolicyError
 from portseccomp.verdict import errno_name, errno_number
 
@@ -97,7 +98,7 @@ class Endpoint(NamedTuple):
     def __str__(self) -> str:
         return self.text
 
-    def fields(self) -> tuple[int, int, bytes, int, bool]:
+    def fields(self) -> EndpointFields:
         """Return it as the core wants it."""
         return self[1:]
 
@@ -277,7 +278,11 @@ def _parse_selector(text: str, whole: _Text) -> Selector:
 
     if named_family in ("unix", "vsock"):
         has_port = found.match_ports != _core.PORTS_ANY
-        if found.protocol or found.match_address or (has_port and named_family == "unix"):
+        if (
+            found.protocol
+            or found.match_address
+            or (has_port and named_family == "unix")
+        ):
             right = "'unix'" if named_family == "unix" else "'vsock' or 'vsock:PORT'"
             raise whole.error(named_family, f"has no such part; right is {right}")
     return found
@@ -314,7 +319,9 @@ def _parse_target(text: str, whole: _Text) -> Target:
                 part, "is no target; right are ADDRESS, PORT, ADDRESS:PORT"
             )
     if parts:
-        raise whole.error(parts[0], "is too much; right are ADDRESS, PORT, ADDRESS:PORT")
+        raise whole.error(
+            parts[0], "is too much; right are ADDRESS, PORT, ADDRESS:PORT"
+        )
     return Target(host, port)
 
 
@@ -339,7 +346,9 @@ def parse_rule(text: str) -> Rule:
         rest = rest.strip()
         target = _parse_target(target_text.strip(), whole)
     elif verb == "deny" and " " in rest:
-        rest, word, name = rest.split(" ", 2) if rest.count(" ") >= 2 else (rest, "", "")
+        rest, word, name = (
+            rest.split(" ", 2) if rest.count(" ") >= 2 else (rest, "", "")
+        )
         if word != "with":
             raise whole.error("", "is too long; right is: deny SELECTOR with ERRNO")
         try:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from portseccomp import _core
+from portseccomp._types import EndpointFields, EventFields
 from portseccomp.errors import (
     GuardError,
     HookError,
@@ -76,9 +77,7 @@ class Stats(NamedTuple):
     histogram: tuple[tuple[float, int], ...]
 
 
-def _percentile(
-    histogram: tuple[tuple[float, int], ...], share: float
-) -> float | None:
+def _percentile(histogram: tuple[tuple[float, int], ...], share: float) -> float | None:
     left = share * sum(count for _, count in histogram)
     for end, count in histogram:
         left -= count
@@ -238,6 +237,7 @@ class Guard:
                 error.errno, f"can't serve the listener: {error.strerror}"
             ) from None
         self._state.launcher = launcher
+        self._features = launcher.features
         return launcher
 
     def _submit(self, function: Callable[[], T]) -> T:
@@ -332,7 +332,7 @@ class Guard:
 
     # ---- what happened ----
 
-    def _deliver(self, batch: list[_core.EventFields]) -> None:
+    def _deliver(self, batch: list[EventFields]) -> None:
         events = [make_event(fields, self._rules) for fields in batch]
         for event in events:
             if event.is_open:
@@ -421,21 +421,20 @@ class Guard:
         match = _Match(selector)
         limit = None if timeout is None else time.monotonic() + timeout
         number = self._log.start()
-        for event in self.listeners():
-            if match(event):
-                return event
+        for opened in self.listeners():
+            if match(opened):
+                return opened
         self._attend(True)
         try:
             with self._log.changed:
                 while True:
+                    # In this order: what finishes has been appended before.
                     finished = self._log.finished
-                    while True:
+                    event, number = self._log.take(number)
+                    while event is not None:
+                        if match(event) and self._is_open(event):
+                            return event
                         event, number = self._log.take(number)
-                        if event is None:
-                            break
-                        if match(event) and (event.first or self._is_open(event)):
-                            if self._is_open(event):
-                                return event
                     if finished:
                         raise TargetExited(
                             f"nothing listens on {selector}, and no guarded process "
@@ -478,12 +477,12 @@ class Guard:
             self._attend(False)
 
     def _nap(self, left: float | None) -> float | None:
-        if _tells_end_unreaped():
+        if tells_end_unreaped():
             return left
         return _REAP_EVERY if left is None else min(left, _REAP_EVERY)
 
     def _reap(self) -> None:
-        if not _tells_end_unreaped():
+        if not tells_end_unreaped():
             for process in list(self._started):
                 process.poll()
 
@@ -591,9 +590,7 @@ class _Match:
         )
 
     @staticmethod
-    def _fields(
-        event: Event, host: str | None, port: int | None
-    ) -> tuple[int, int, bytes, int, bool]:
+    def _fields(event: Event, host: str | None, port: int | None) -> EndpointFields:
         import ipaddress
 
         family, protocol, dual_stack = event._place
@@ -615,7 +612,7 @@ def _finished(guard: weakref.ref[Guard], state: _State) -> Callable[[], bool]:
     return finished
 
 
-def _tells_end_unreaped() -> bool:
+def tells_end_unreaped() -> bool:
     """Whether POLLHUP comes when a target has exited, reaped or not (6.12)."""
     major, minor, *_ = os.uname().release.split(".")
     digits = "".join(letter for letter in minor if letter.isdigit())
@@ -637,5 +634,3 @@ def run(
     """
     with Guard(policy, hook=hook, on_event=on_event) as guard:
         return guard.run(args, **popen_kwargs)
-
-

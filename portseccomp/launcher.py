@@ -69,12 +69,13 @@ class _Job:
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        own = signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
             self.result = self.function()
         except BaseException as error:
             self.error = error
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, own)
             self.done.release()
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 
 from portseccomp import _core
+from portseccomp._types import EventFields
 from portseccomp.hook import Hook, HookRunner
 
 # Hooks that may run at one time; further requests queue for them.
@@ -35,7 +36,7 @@ class Supervision:
         *,
         hook: Hook | None,
         runner: HookRunner,
-        deliver: Callable[[list[_core.EventFields]], None],
+        deliver: Callable[[list[EventFields]], None],
         threshold: int,
     ) -> None:
         self._core = core

@@ -29,7 +29,7 @@ class Verdict:
 
     @property
     def kind(self) -> str:
-        """"allow", "deny" or "move"."""
+        """ "allow", "deny" or "move"."""
         return self._fields[0]
 
     @property

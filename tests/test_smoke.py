@@ -10,8 +10,12 @@ import portseccomp
 def listen_on(port: int) -> socket.socket:
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    one.bind(("127.0.0.1", port))
-    one.listen()
+    try:
+        one.bind(("127.0.0.1", port))
+        one.listen()
+    except OSError:
+        one.close()
+        raise
     return one
 
 
