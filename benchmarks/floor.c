@@ -8,8 +8,12 @@
  *   round       the whole round, in a loop that blocks in RECV: pidfd_open,
  *               pidfd_getfd, ID_VALID, getsockname, listen, close, SEND
  *   supervisor  portseccomp's own core, without Python
- *   unrelated, unrelated-guarded
- *               a call that is not intercepted, without and with the filter
+ *   unrelated   a call that nobody intercepts
+ *   unrelated-empty
+ *               the same under a filter that only says ALLOW: what the kernel
+ *               itself takes for having any filter
+ *   storm=N     N processes make CALLS calls each; prints the nanoseconds that
+ *               all of them took
  *
  * Suffixes: `-async` leaves the synchronous wake-up off. Prints the latency of
  * each call, seen by its caller, in nanoseconds: one number a line.
@@ -19,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -131,6 +136,54 @@ static void call(const struct load *load)
 	_exit(0);
 }
 
+static void install_empty_filter(void)
+{
+	struct sock_filter allow = {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW};
+	struct sock_fprog program = {1, &allow};
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+	    psc_kernel_seccomp(SECCOMP_SET_MODE_FILTER, 0, &program) < 0)
+		die("floor: seccomp");
+}
+
+/* Many processes at once, started together by closing a pipe. */
+static int storm(int processes, int calls)
+{
+	int gate[2];
+	int64_t start;
+	char byte;
+
+	if (pipe(gate) < 0)
+		die("floor: pipe");
+	for (int i = 0; i < processes; i++) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			die("floor: fork");
+		if (pid > 0)
+			continue;
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+		close(gate[1]);
+		if (read(gate[0], &byte, 1) != 0)
+			_exit(1);
+		for (int j = 0; j < calls; j++)
+			if (listen(fd, 16) < 0)
+				_exit(1);
+		_exit(0);
+	}
+	start = psc_round_now();
+	close(gate[1]);
+	for (int i = 0; i < processes; i++) {
+		int status;
+
+		if (wait(&status) < 0 || status != 0)
+			die("floor: storm");
+	}
+	printf("%lld\n", (long long)(psc_round_now() - start));
+	return 0;
+}
+
 /* The guarded thread: the filter is its own, and what it forks inherits it. */
 static void *launch(void *argument)
 {
@@ -142,8 +195,10 @@ static void *launch(void *argument)
 	int status;
 	pid_t pid;
 
-	if (strcmp(load->mode, "none") != 0 &&
-	    strcmp(load->mode, "unrelated") != 0) {
+	if (strcmp(load->mode, "unrelated-empty") == 0) {
+		install_empty_filter();
+	} else if (strcmp(load->mode, "none") != 0 &&
+		   strcmp(load->mode, "unrelated") != 0) {
 		listener_fd = psc_listener_install(&need, wanted, &features,
 						   &stage);
 		if (listener_fd < 0) {
@@ -176,6 +231,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: floor MODE CALLS\n");
 		return 2;
 	}
+	if (strncmp(argv[1], "storm=", 6) == 0)
+		return storm(atoi(argv[1] + 6), atoi(argv[2]));
 	suffix = strstr(argv[1], "-async");
 	if (suffix) {
 		*suffix = '\0';

@@ -57,6 +57,7 @@ struct psc_ask {
  * struct psc_worker - what one thread brings to psc_supervisor_run()
  * @lead: the value of the supervisor's @lead that makes this thread the
  *   leader, or 0
+ * @last_tid: whose request it has received last
  * @in_hook: it came back with PSC_RUN_ASK, and is counted in @hooks
  * @request: the round that it is in. After PSC_RUN_ASK, its @event is what is
  *   known of the request to decide
@@ -64,6 +65,7 @@ struct psc_ask {
 struct psc_worker {
 	struct psc_worker *next;
 	uint64_t lead;
+	int32_t last_tid;
 	bool in_hook;
 	struct psc_callers callers;
 	struct psc_request request;

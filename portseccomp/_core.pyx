@@ -131,7 +131,7 @@ cdef class Table:
         cdef psc_rule *rule
         cdef bytes packed
         cdef size_t count = len(rules)
-        self.rules = <psc_rule *>PyMem_RawCalloc(max(count, 1), sizeof(psc_rule))
+        self.rules = <psc_rule *>PyMem_RawCalloc(count or 1, sizeof(psc_rule))
         if self.rules == NULL:
             raise MemoryError()
         for i, fields in enumerate(rules):

@@ -7,7 +7,7 @@ means the same here (systemd.resource-control(5)).
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from portseccomp import _core
@@ -127,8 +127,12 @@ def _split(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def _suggest(word: str) -> str:
-    close = difflib.get_close_matches(word.lower(), _WORDS, 1)
+def _suggest(word: str, words: Iterable[str] = _WORDS) -> str:
+    import difflib
+
+    if word.lower() == "localhost":
+        return "; did you mean 'loopback'?"
+    close = difflib.get_close_matches(word.lower(), words, 1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
@@ -333,9 +337,9 @@ def parse_rule(text: str) -> Rule:
     whole = _Text("rule", text)
     verb, _, rest = text.partition(" ")
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb.lower(), VERBS, 1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise whole.error(verb, f"is no verb: allow, deny, ask or move{hint}")
+        raise whole.error(
+            verb, f"is no verb: allow, deny, ask or move{_suggest(verb, VERBS)}"
+        )
 
     errno: int | None = None
     target: Target | None = None

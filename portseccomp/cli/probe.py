@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from portseccomp.cli.display import printable, wants_colour
-from portseccomp.probe import probe
+from portseccomp.features import probe
 
 _UNUSABLE = 1
 

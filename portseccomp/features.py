@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from typing import NamedTuple
 
@@ -38,6 +37,8 @@ class Probe(NamedTuple):
 
 def _guard_features() -> list[Feature]:
     """Guard a `listen` of our own, and look at what happened."""
+    import socket
+
     from portseccomp.guard import Guard
 
     def listen() -> None:
