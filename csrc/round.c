@@ -28,7 +28,8 @@ void psc_source_release(struct psc_source *source)
 {
 	if (atomic_fetch_sub(&source->references, 1) != 1)
 		return;
-	close(source->fd);
+	if (source->fd >= 0)
+		close(source->fd);
 	free(source);
 }
 

@@ -339,23 +339,31 @@ void psc_supervisor_close(struct psc_supervisor *supervisor)
 	psc_bell_ring(&supervisor->event_bell);
 }
 
+static void forget_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
 void psc_supervisor_forget(struct psc_supervisor *supervisor)
 {
 	for (struct psc_source *source = supervisor->sources; source;
 	     source = source->next)
-		close(source->fd);
+		forget_fd(&source->fd);
 	for (int i = 0; i < PSC_ASKS; i++)
-		if (atomic_load(&supervisor->asks[i].state) & ASK_STATE_MASK &&
-		    supervisor->asks[i].request.copy_fd >= 0)
-			close(supervisor->asks[i].request.copy_fd);
+		if (atomic_load(&supervisor->asks[i].state) & ASK_STATE_MASK)
+			forget_fd(&supervisor->asks[i].request.copy_fd);
 	for (struct psc_worker *worker = supervisor->workers; worker;
 	     worker = worker->next) {
-		if (worker->request.copy_fd >= 0)
-			close(worker->request.copy_fd);
+		forget_fd(&worker->request.copy_fd);
 		psc_callers_close(&worker->callers);
 	}
-	close(supervisor->epoll_fd);
-	close(supervisor->wake_fd);
+	forget_fd(&supervisor->epoll_fd);
+	forget_fd(&supervisor->wake_fd);
+	/* Whoever held them is not in this process. */
+	pthread_mutex_init(&supervisor->duty, NULL);
+	pthread_mutex_init(&supervisor->lists, NULL);
 }
 
 /* ---- leading ---- */

@@ -126,6 +126,7 @@ def _forget_in_child() -> None:
     """A copy of a listener in a forked child would keep calls hanging."""
     for state in list(_open_states):
         state.closed = True
+        state.lock = threading.RLock()  # its holder is not in this process
         state.core.forget()
 
 
@@ -352,12 +353,16 @@ class Guard:
 
     def _warn(self, event: Event) -> None:
         outcome = "denied" if event.verdict == "deny" else "continued unseen"
-        warnings.warn(
-            f"portseccomp can't apply the policy here: {event.reason}; such calls are "
-            f"{outcome} (portseccomp.probe() tells more)",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        try:
+            warnings.warn(
+                f"portseccomp can't apply the policy here: {event.reason}; such calls "
+                f"are {outcome} (portseccomp.probe() tells more)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        except RuntimeWarning as error:
+            # Made an error by the program: its owner gets it at the end.
+            self._failures.add(str(error), error)
 
     def _remember(self, event: Event) -> None:
         """Keep what is open, by socket; now and then let go of what is closed."""

@@ -87,7 +87,7 @@ class Launcher:
 
     def __init__(self, *, need_bind: bool, no_io_uring: bool) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see Supervision._lock
         self._retired = False
         self.listener_fd = -1
         self.features = 0

@@ -44,7 +44,8 @@ class Supervision:
         self._runner = runner
         self._deliver = deliver
         self._threshold = threshold
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close a guard from anywhere.
+        self._lock = threading.RLock()
         self._threads: set[threading.Thread] = set()
         self._attention = 0
         self._stopping = False
@@ -102,7 +103,10 @@ class Supervision:
     def _dispatch(self) -> None:
         while not self._stopping:
             self._core.wait_events(_LOOK_AGAIN)
-            self.drain()
+            try:
+                self.drain()
+            except BaseException as error:
+                self.failure = error  # told at the end; events go on
             if self._core.standbys == 0:
                 self.spawn()
 
