@@ -27,6 +27,7 @@ demo: build  ## guard a real server: allowed on one port, denied on another
 
 .PHONY: test
 test: build test-c  ## run all tests
+	@$(PYTHON) scripts/check_tools.py test
 	$(BIN)/python -m pytest tests
 
 .PHONY: test-c

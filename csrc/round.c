@@ -255,7 +255,10 @@ static int listen_as_judged(struct psc_request *request)
 	struct psc_event *event = &request->event;
 	const struct psc_endpoint *judged = &event->requested;
 	const bool ports = psc_endpoint_has_ports(judged);
-	const bool guarded = ports && request->source->can_deny;
+	/* Others fail by themselves, and are not to be bound by the attempt. */
+	const bool can_listen = judged->type == SOCK_STREAM ||
+				judged->type == SOCK_SEQPACKET;
+	const bool guarded = ports && can_listen && request->source->can_deny;
 	bool was_listening;
 	uint32_t port = judged->port;
 	int result;

@@ -25,7 +25,16 @@ static int read_inet(int fd, struct psc_endpoint *endpoint)
 	if (result < 0)
 		return result;
 	endpoint->protocol = (uint16_t)value;
-	endpoint->type = value == IPPROTO_UDP ? SOCK_DGRAM : SOCK_STREAM;
+	if (value == IPPROTO_TCP || value == IPPROTO_MPTCP) {
+		endpoint->type = SOCK_STREAM;
+	} else {
+		int type;
+
+		result = get_int(fd, SOL_SOCKET, SO_TYPE, &type);
+		if (result < 0)
+			return result;
+		endpoint->type = (uint16_t)type;
+	}
 
 	/* SMC sockets have names of AF_INET, and protocol numbers 0 and 1. */
 	if (value <= 1) {

@@ -319,6 +319,22 @@ static void retire(struct psc_supervisor *supervisor, struct psc_source *source)
 	psc_bell_ring(&supervisor->event_bell);
 }
 
+/*
+ * Close our own descriptors once the supervisor is closed and nobody is inside
+ * who could still use their numbers. The lists are locked.
+ */
+static void close_own_fds(struct psc_supervisor *supervisor)
+{
+	if (!supervisor->closed || supervisor->workers)
+		return;
+	if (supervisor->epoll_fd >= 0)
+		close(supervisor->epoll_fd);
+	if (supervisor->wake_fd >= 0)
+		close(supervisor->wake_fd);
+	supervisor->epoll_fd = -1;
+	supervisor->wake_fd = -1;
+}
+
 void psc_supervisor_close(struct psc_supervisor *supervisor)
 {
 	struct psc_source *source;
@@ -335,6 +351,8 @@ void psc_supervisor_close(struct psc_supervisor *supervisor)
 		psc_source_release(source);
 		atomic_fetch_sub(&supervisor->live, 1);
 	}
+	supervisor->closed = true;
+	close_own_fds(supervisor);
 	pthread_mutex_unlock(&supervisor->lists);
 	psc_bell_ring(&supervisor->event_bell);
 }
@@ -669,9 +687,12 @@ void psc_supervisor_stop(struct psc_supervisor *supervisor)
 	const uint64_t one = 1;
 
 	atomic_store(&supervisor->stopping, true);
-	if (write(supervisor->wake_fd, &one, sizeof(one)) < 0) {
+	pthread_mutex_lock(&supervisor->lists);
+	if (supervisor->wake_fd >= 0 &&
+	    write(supervisor->wake_fd, &one, sizeof(one)) < 0) {
 		/* The counter is full: it is readable, which is all we want. */
 	}
+	pthread_mutex_unlock(&supervisor->lists);
 	psc_bell_ring(&supervisor->watch);
 	psc_bell_ring(&supervisor->event_bell);
 	fail_asks(supervisor);
@@ -706,6 +727,7 @@ void psc_worker_close(struct psc_supervisor *supervisor,
 			*link = worker->next;
 			break;
 		}
+	close_own_fds(supervisor);
 	pthread_mutex_unlock(&supervisor->lists);
 	psc_callers_close(&worker->callers);
 }
@@ -751,12 +773,6 @@ failed:
 void psc_supervisor_free(struct psc_supervisor *supervisor)
 {
 	psc_supervisor_close(supervisor);
-	if (supervisor->epoll_fd >= 0)
-		close(supervisor->epoll_fd);
-	if (supervisor->wake_fd >= 0)
-		close(supervisor->wake_fd);
-	supervisor->epoll_fd = -1;
-	supervisor->wake_fd = -1;
 	psc_event_ring_free(&supervisor->ring);
 	pthread_mutex_destroy(&supervisor->duty);
 	pthread_mutex_destroy(&supervisor->lists);

@@ -94,9 +94,10 @@ struct psc_supervisor {
 	struct psc_bell watch;	  /* wakes it */
 	_Atomic bool watch_sleeps;
 
-	pthread_mutex_t lists; /* guards the two lists */
+	pthread_mutex_t lists; /* guards the two lists and what follows */
 	struct psc_source *sources;
 	struct psc_worker *workers;
+	bool closed;
 	_Atomic int live;	  /* sources that can still send requests */
 
 	struct psc_ask asks[PSC_ASKS];
@@ -183,8 +184,8 @@ void psc_supervisor_stop(struct psc_supervisor *supervisor);
 /**
  * psc_supervisor_close - close every listener
  *
- * After psc_supervisor_stop(), when no thread leads any more. Calls that
- * wait, and all later ones, fail with ENOSYS.
+ * After psc_supervisor_stop(). Calls that wait, and all later ones, fail with
+ * ENOSYS. The supervisor's own descriptors go with the last worker.
  */
 void psc_supervisor_close(struct psc_supervisor *supervisor);
 

@@ -147,7 +147,8 @@ class Guard:
     only for `ask`, on a thread of the guard (a coroutine: on the event loop
     that runs where the guard is made, else on one of its own). `hook_timeout`:
     seconds that a hook may take; then the call is denied. `on_event`: called
-    with each Event, on a thread of the guard. `unix`: "perform", or "continue"
+    with each Event, on a thread of the guard; whoever waits for the same event
+    elsewhere does not wait for this call. `unix`: "perform", or "continue"
     to let the kernel run `listen` on unix sockets even where the policy can
     deny: their SO_PEERCRED then stays the target's, and a hostile target can
     get past the guard. `event_buffer`: events kept until they are read.

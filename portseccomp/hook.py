@@ -217,6 +217,7 @@ class HookRunner:
         """End the loop's thread, if there is one."""
         with self._lock:
             self._closed = True
+            self._spawn = lambda: False  # or it would keep the guard's state alive
             thread, loop = self._own_thread, self._loop
         if thread is None or loop is None:
             return

@@ -66,8 +66,18 @@ ALLOW: Final = Verdict("allow")
 DENY: Final = Verdict("deny")
 
 
+# Of two names for one number, the one that listen(2) and bind(2) use.
+_USUAL_NAMES = {
+    _errno.EAGAIN: "EAGAIN",
+    _errno.EDEADLK: "EDEADLK",
+    _errno.EOPNOTSUPP: "EOPNOTSUPP",
+}
+
+
 def errno_name(number: int) -> str:
     """Return the name of an errno, EACCES for example."""
+    if number in _USUAL_NAMES:
+        return _USUAL_NAMES[number]
     return _errno.errorcode.get(number, str(number))
 
 
