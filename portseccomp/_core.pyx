@@ -238,10 +238,16 @@ cdef class Request:
         return _os.fsdecode(<bytes>self.event.comm)
 
     def _read(self, reader):
-        value = reader(self.event.tid)
+        error = None
+        try:
+            value = reader(self.event.tid)
+        except OSError as caught:
+            error = caught
         # Only what was read while the caller still waited is about the caller.
         if not psc_supervisor_waits(self.supervisor.core, self.ticket):
             raise ProcessLookupError("the caller of this request waits no more")
+        if error is not None:
+            raise error
         return value
 
     @property

@@ -28,7 +28,13 @@ VERBS = {
     "ask": _core.VERDICT_ASK,
     "move": _core.VERDICT_MOVE,
 }
-_WORDS = (*FAMILIES, *PROTOCOLS, "loopback", "wildcard", "ephemeral", "any")
+_ADDRESS_WORDS = {
+    "loopback": _core.ADDRESS_LOOPBACK,
+    "wildcard": _core.ADDRESS_WILDCARD,
+}
+_WORDS = (*FAMILIES, *PROTOCOLS, *_ADDRESS_WORDS, "ephemeral", "any")
+
+_NEEDS_SELECTOR = "needs a selector such as 8080, tcp:8000-8999 or any"
 
 # IPPROTO_ numbers that stand for a selector's protocol in an endpoint.
 _PROTOCOL_NUMBERS = {"tcp": 6, "udp": 17, "mptcp": 262, "sctp": 132}
@@ -103,6 +109,36 @@ class Endpoint(NamedTuple):
         return self[1:]
 
 
+class _Part(str):
+    """A piece of a text, which knows in which column (from 1) it stands."""
+
+    column: int
+
+    def __new__(cls, text: str, column: int) -> _Part:
+        part = super().__new__(cls, text)
+        part.column = column
+        return part
+
+    def words(self) -> list[_Part]:
+        """Split at spaces."""
+        found = []
+        column = self.column
+        for word in self.split(" "):
+            found.append(_Part(word, column))
+            column += len(word) + 1
+        return [one for one in found if one]
+
+    def fields(self) -> list[_Part]:
+        """Split at each colon that stands outside brackets."""
+        parts, depth, start = [], 0, 0
+        for place, letter in enumerate(self):
+            depth += (letter == "[") - (letter == "]")
+            if letter == ":" and depth <= 0:
+                parts.append(_Part(self[start:place], self.column + start))
+                start = place + 1
+        return [*parts, _Part(self[start:], self.column + start)]
+
+
 class _Text:
     """A text being parsed, for errors that quote it and point at a part."""
 
@@ -110,21 +146,21 @@ class _Text:
         self.what = what
         self.text = text
 
-    def error(self, part: str, why: str, start: int = 0) -> PolicyError:
-        place = self.text.find(part, start) if part else -1
-        where = f"'{part}' (column {place + 1}) " if place >= 0 else ""
-        return PolicyError(f"{self.what} {self.text!r}: {where}{why}")
+    def whole(self) -> _Part:
+        """The text as a part of itself."""
+        return _Part(self.text, 1)
 
+    def rest(self, part: _Part) -> _Part:
+        """All of the text from a part on."""
+        return _Part(self.text[part.column - 1 :], part.column)
 
-def _split(text: str) -> list[str]:
-    """Split at each colon that stands outside brackets."""
-    parts, depth, start = [], 0, 0
-    for place, letter in enumerate(text):
-        depth += (letter == "[") - (letter == "]")
-        if letter == ":" and depth <= 0:
-            parts.append(text[start:place])
-            start = place + 1
-    return [*parts, text[start:]]
+    def error(self, part: _Part | None, why: str) -> PolicyError:
+        where = ""
+        if part:
+            shown = repr(str(part)) if len(part) <= 60 else f"{str(part[:60])!r}..."
+            where = f"{shown} (column {part.column}) "
+        text = self.text if len(self.text) <= 200 else f"{self.text[:200]}..."
+        return PolicyError(f"{self.what} {text!r}: {where}{why}")
 
 
 def _suggest(word: str, words: Iterable[str] = _WORDS) -> str:
@@ -152,16 +188,18 @@ def _pack(host: str) -> tuple[int, bytes] | None:
 
 
 def _looks_like_address(part: str) -> bool:
-    return part.startswith("[") or part.count(".") >= 1
+    return part.startswith("[") or "." in part
 
 
-def _parse_address(part: str, whole: _Text) -> tuple[int, bytes, int]:
+def _parse_address(part: _Part, whole: _Text) -> tuple[int, bytes, int]:
     """Parse ADDRESS or ADDRESS/LENGTH; return (family, packed, length)."""
     host, slash, length_text = part.partition("/")
     if "]" in length_text:
         raise whole.error(part, "is written [ADDRESS]/LENGTH")
     bracketed = host.startswith("[") and host.endswith("]")
     inner = host[1:-1] if bracketed else host
+    if "%" in inner:
+        raise whole.error(part, "names an interface; a rule is about addresses only")
     packed = _pack(inner)
     if packed is None or bracketed != (":" in inner):
         raise whole.error(
@@ -173,39 +211,63 @@ def _parse_address(part: str, whole: _Text) -> tuple[int, bytes, int]:
     if slash:
         mapped = bracketed and family == _core.FAMILY_IPV4
         longest = 128 if mapped else bits
-        if not _is_number(length_text) or int(length_text) > longest:
+        found = _number(length_text)
+        if found is None or found > longest:
             raise whole.error(part, f"needs a prefix length of 0 to {longest}")
-        length = int(length_text)
-        if mapped:
-            length -= 96
-            if length < 0:
-                raise whole.error(
-                    part, "covers more than IPv4; write the IPv4 prefix itself"
-                )
-        value = int.from_bytes(address, "big")
-        if value & ((1 << (bits - length)) - 1):
+        length = found - 96 if mapped else found
+        if length < 0:
             raise whole.error(
-                part, f"has bits set behind its prefix length of {length_text}"
+                part, "covers more than IPv4; write the IPv4 prefix itself"
+            )
+        value = int.from_bytes(address, "big")
+        below = (1 << (bits - length)) - 1
+        if value & below:
+            network = _show(family, (value & ~below).to_bytes(len(address), "big"))
+            raise whole.error(
+                part,
+                f"has bits set behind its prefix length of {length_text}; "
+                f"right is {network}/{length}",
             )
     return family, address, length
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+def _show(family: int, packed: bytes) -> str:
+    """Write an address as rules have it."""
+    import ipaddress
+
+    address = ipaddress.ip_address(packed)
+    return f"[{address}]" if family == _core.FAMILY_IPV6 else str(address)
 
 
-def _parse_port(text: str, part: str, whole: _Text, most: int) -> int:
-    if not _is_number(text):
+def _number(text: str) -> int | None:
+    """Read a number as systemd does, with +80 and 0x50, but no octal 010."""
+    digits = text.removeprefix("+")
+    if not digits.isascii() or len(digits) > 12:
+        return None
+    if digits[:2].lower() == "0x" and digits[2:].isalnum():
+        try:
+            return int(digits, 16)
+        except ValueError:
+            return None
+    if not digits.isdigit() or (digits.startswith("0") and digits != "0"):
+        return None
+    return int(digits)
+
+
+def _parse_port(text: str, part: _Part, whole: _Text, most: int) -> int:
+    port = _number(text)
+    if port is None and text.isascii() and text.isdigit() and text.startswith("0"):
+        raise whole.error(part, "has a leading zero")
+    if port is None and not (text.isascii() and text.isdigit()):
         raise whole.error(part, "is no port; right are 8080, 8000-8999, ephemeral, any")
-    port = int(text)
     if port == EPHEMERAL:
         raise whole.error(part, "has port 0; the kernel's choice is called 'ephemeral'")
-    if port > most:
+    if port is None or port > most:
         raise whole.error(part, f"is above {most}, the highest port")
     return port
 
 
-def _parse_ports(part: str, whole: _Text, most: int) -> tuple[int, int, int]:
+def _parse_ports(part: _Part, whole: _Text, most: int) -> tuple[int, int, int]:
     """Parse the ports of a selector; return (match_ports, first, last)."""
     if part == "any":
         return _core.PORTS_ANY, 0, 0
@@ -219,93 +281,122 @@ def _parse_ports(part: str, whole: _Text, most: int) -> tuple[int, int, int]:
     return _core.PORTS_RANGE, first, last
 
 
-def _parse_selector(text: str, whole: _Text) -> Selector:
-    if text == "any":
-        return Selector()
-    if not text:
-        raise whole.error("", "needs a selector such as 8080, tcp:8000-8999 or any")
-    if text.count(":") > 1 and "[" not in text and _pack(text) is not None:
-        raise whole.error(text, f"is written in brackets: [{text}]")
+def _check_brackets(text: _Part, whole: _Text) -> None:
+    """An IPv6 address without brackets falls apart at its colons."""
+    if text.count(":") < 2 or "[" in text:
+        return
+    address, slash, length = text.partition("/")
+    if _pack(address) is None:
+        host, _, port = address.rpartition(":")
+        if _pack(host) is None or slash:
+            return
+        raise whole.error(text, f"is written in brackets: [{host}]:{port}")
+    right = f"[{address}]{slash}{length}"
+    host, _, port = address.rpartition(":")
+    if len(port) > 1 and port.isdigit() and _pack(host) is not None:
+        right += f", or [{host}]:{port}"
+    raise whole.error(text, f"is written in brackets: {right}")
 
-    parts = _split(text)
-    found = Selector()
-    named_family = ""
-    step = 0  # 1: family seen, 2: protocol, 3: address, 4: ports
 
-    def once(part: str, now: int) -> None:
-        nonlocal step
-        if step >= now:
-            raise whole.error(
-                part,
-                "comes too late; the order is family, protocol, address, ports",
-                len(whole.text) - len(text),
+class _SelectorParser:
+    """Takes the parts of a selector, one after the other."""
+
+    def __init__(self, whole: _Text) -> None:
+        self._whole = whole
+        self._step = 0  # 1: family seen, 2: protocol, 3: address, 4: ports
+        self.family = ""
+        self.found = Selector()
+
+    def _once(self, part: _Part, step: int) -> None:
+        if self._step >= step:
+            raise self._whole.error(
+                part, "comes too late; the order is family, protocol, address, ports"
             )
-        step = now
+        self._step = step
 
-    for part in parts:
-        if part in FAMILIES:
-            once(part, 1)
-            named_family = part
-            found = found._replace(family=FAMILIES[part])
-        elif part in PROTOCOLS:
-            once(part, 2)
-            found = found._replace(protocol=PROTOCOLS[part])
-        elif part in ("loopback", "wildcard"):
-            once(part, 3)
-            match = (
-                _core.ADDRESS_LOOPBACK if part == "loopback" else _core.ADDRESS_WILDCARD
-            )
-            found = found._replace(match_address=match)
+    def take(self, part: _Part) -> None:
+        """Take one part; raises PolicyError for one that does not fit."""
+        word = part.lower() if part.lower() in PROTOCOLS else str(part)
+        found = self.found
+        if word in FAMILIES:
+            self._once(part, 1)
+            self.family = word
+            self.found = found._replace(family=FAMILIES[word])
+        elif word in PROTOCOLS:
+            self._once(part, 2)
+            self.found = found._replace(protocol=PROTOCOLS[word])
+        elif word in _ADDRESS_WORDS:
+            self._once(part, 3)
+            self.found = found._replace(match_address=_ADDRESS_WORDS[word])
         elif _looks_like_address(part):
-            once(part, 3)
-            family, address, length = _parse_address(part, whole)
-            if named_family and FAMILIES[named_family] != family:
-                raise whole.error(part, f"is no address of {named_family}")
-            found = found._replace(
-                family=family,
-                match_address=_core.ADDRESS_PREFIX,
-                address=address,
-                prefix_length=length,
+            self._once(part, 3)
+            self._take_address(part)
+        elif word in ("any", "ephemeral") or part[:1].isdigit() or part[:1] == "+":
+            self._once(part, 4)
+            most = 0xFFFFFFFF if self.family == "vsock" else 65535
+            match, first, last = _parse_ports(part, self._whole, most)
+            self.found = found._replace(
+                match_ports=match, port_first=first, port_last=last
             )
-        elif part in ("any", "ephemeral") or part[:1].isdigit():
-            once(part, 4)
-            most = 0xFFFFFFFF if named_family == "vsock" else 65535
-            match, first, last = _parse_ports(part, whole, most)
-            found = found._replace(match_ports=match, port_first=first, port_last=last)
         elif not part:
-            hint = " (an IPv6 address is written in brackets)" * ("::" in text)
-            raise whole.error("", f"has an empty part{hint}")
+            raise self._whole.error(
+                None, "has an empty part (an IPv6 address is written in brackets)"
+            )
         else:
-            raise whole.error(
+            raise self._whole.error(
                 part, f"is no family, protocol, address or port{_suggest(part)}"
             )
 
-    if named_family in ("unix", "vsock"):
-        has_port = found.match_ports != _core.PORTS_ANY
-        if (
-            found.protocol
-            or found.match_address
-            or (has_port and named_family == "unix")
-        ):
-            right = "'unix'" if named_family == "unix" else "'vsock' or 'vsock:PORT'"
-            raise whole.error(named_family, f"has no such part; right is {right}")
-    return found
+    def _take_address(self, part: _Part) -> None:
+        family, address, length = _parse_address(part, self._whole)
+        if self.family and FAMILIES[self.family] != family:
+            raise self._whole.error(part, f"is no address of {self.family}")
+        self.found = self.found._replace(
+            family=family,
+            match_address=_core.ADDRESS_PREFIX,
+            address=address,
+            prefix_length=length,
+        )
+
+    def end(self, text: _Part) -> Selector:
+        """Return what was found, if it fits together."""
+        found = self.found
+        if self.family in ("unix", "vsock"):
+            ports = found.match_ports != _core.PORTS_ANY and self.family == "unix"
+            if found.protocol or found.match_address or ports:
+                right = {"unix": "'unix'", "vsock": "'vsock' or 'vsock:PORT'"}
+                raise self._whole.error(
+                    text.fields()[0], f"has no such part; right is {right[self.family]}"
+                )
+        return found
+
+
+def _parse_selector(text: _Part, whole: _Text) -> Selector:
+    if text == "any":
+        return Selector()
+    if not text:
+        raise whole.error(None, _NEEDS_SELECTOR)
+    _check_brackets(text, whole)
+    parser = _SelectorParser(whole)
+    for part in text.fields():
+        parser.take(part)
+    return parser.end(text)
 
 
 def parse_selector(text: str) -> Selector:
     """Parse a selector such as "tcp:loopback:8000-8999"; raises PolicyError."""
-    text = text.strip()
-    return _parse_selector(text, _Text("selector", text))
+    whole = _Text("selector", text.strip())
+    return _parse_selector(whole.whole(), whole)
 
 
-def _parse_target(text: str, whole: _Text) -> Target:
-    parts = _split(text)
+def _parse_target(text: _Part, whole: _Text) -> Target:
+    if not text:
+        raise whole.error(None, "needs a target behind '->': ADDRESS, PORT or both")
+    parts = text.fields()
     host: str | None = None
     port: int | None = None
-    if not text:
-        raise whole.error("", "needs a target behind '->': ADDRESS, PORT or both")
     if parts[0] == "loopback":
-        host = parts.pop(0)
+        host = str(parts.pop(0))
     elif _looks_like_address(parts[0]):
         part = parts.pop(0)
         if "/" in part:
@@ -316,12 +407,11 @@ def _parse_target(text: str, whole: _Text) -> Target:
         part = parts.pop(0)
         if part == "ephemeral":
             port = EPHEMERAL
-        elif part[:1].isdigit():
+        elif part[:1].isdigit() or part[:1] == "+":
             port = _parse_port(part, part, whole, 65535)
         else:
-            raise whole.error(
-                part, "is no target; right are ADDRESS, PORT, ADDRESS:PORT"
-            )
+            right = "right are ADDRESS, PORT, ADDRESS:PORT"
+            raise whole.error(part, f"is no target; {right}{_suggest(part)}")
     if parts:
         raise whole.error(
             parts[0], "is too much; right are ADDRESS, PORT, ADDRESS:PORT"
@@ -333,75 +423,70 @@ def parse_rule(text: str) -> Rule:
     """Parse one rule such as "deny 8080 with EPERM"; raises PolicyError."""
     if not isinstance(text, str):
         raise PolicyError(f"a rule is a string such as 'deny 8080', not {text!r}")
+    if text.split()[:1] == ["move"]:
+        text = text.replace("->", " -> ")
     text = " ".join(text.split())
     whole = _Text("rule", text)
-    verb, _, rest = text.partition(" ")
+    verb, *rest = whole.whole().words() or [_Part("", 1)]
     if verb not in VERBS:
-        raise whole.error(
-            verb, f"is no verb: allow, deny, ask or move{_suggest(verb, VERBS)}"
-        )
+        hint = _suggest(verb, VERBS)
+        raise whole.error(verb, f"is no verb: allow, deny, ask or move{hint}")
+    if not rest or rest[0] in ("with", "->"):
+        raise whole.error(None, _NEEDS_SELECTOR)
 
     errno: int | None = None
     target: Target | None = None
+    selector = _parse_selector(rest[0], whole)
     if verb == "move":
-        rest, arrow, target_text = rest.partition("->")
-        if not arrow:
-            raise whole.error("", "needs a target: move SELECTOR -> TARGET")
-        rest = rest.strip()
-        target = _parse_target(target_text.strip(), whole)
-    elif verb == "deny" and " " in rest:
-        rest, word, name = (
-            rest.split(" ", 2) if rest.count(" ") >= 2 else (rest, "", "")
-        )
-        if word != "with":
-            raise whole.error("", "is too long; right is: deny SELECTOR with ERRNO")
+        target = _parse_move(rest[0], rest[1:], whole)
+        _check_move(selector, target, rest[2] if len(rest) > 2 else None, whole)
+    elif verb == "deny" and len(rest) > 1:
+        if rest[1] != "with" or len(rest) != 3:
+            raise whole.error(rest[1], "is wrong; right is: deny SELECTOR with ERRNO")
         try:
-            errno = errno_number(name)
+            errno = errno_number(rest[2])
         except ValueError as error:
             raise PolicyError(f"rule {text!r}: {error}") from None
-    elif " " in rest:
-        raise whole.error(
-            rest.split(" ", 1)[1], f"is too much; right is: {verb} SELECTOR"
-        )
-
-    selector = _parse_selector(rest, whole)
-    if target is not None:
-        _check_move(selector, target, whole)
+    elif len(rest) > 1:
+        tail = whole.rest(rest[1])
+        raise whole.error(tail, f"is too much; right is: {verb} SELECTOR")
     return Rule(text, VERBS[verb], selector, errno, target)
 
 
-def _check_move(selector: Selector, target: Target, whole: _Text) -> None:
+def _parse_move(selector: _Part, rest: list[_Part], whole: _Text) -> Target:
+    if not rest or rest[0] != "->":
+        raise whole.error(None, "needs a target: move SELECTOR -> TARGET")
+    if len(rest) > 2:
+        raise whole.error(rest[2], "is too much; right is: move SELECTOR -> TARGET")
+    return _parse_target(rest[1] if len(rest) == 2 else _Part("", 1), whole)
+
+
+def _check_move(
+    selector: Selector, target: Target, where: _Part | None, whole: _Text
+) -> None:
     """A moved socket stays of its family."""
     if selector.family in (_core.FAMILY_UNIX, _core.FAMILY_VSOCK):
-        raise whole.error("", "can't move: only IPv4 and IPv6 ports move")
+        raise whole.error(None, "can't move: only IPv4 and IPv6 ports move")
     packed = None
-    if target.host not in (None, "loopback"):
-        packed = _pack(target.host or "")
+    if target.host is not None and target.host != "loopback":
+        packed = _pack(target.host)
     if packed and selector.family not in (_core.FAMILY_ANY, packed[0]):
-        raise whole.error(target.host or "", "is of another family than what moves")
-
-
-_FORMS = {
-    (_core.ADDRESS_LOOPBACK): "loopback",
-    (_core.ADDRESS_WILDCARD): "wildcard",
-}
+        raise whole.error(where, "is of another family than what moves")
 
 
 def format_selector(selector: Selector) -> str:
     """Print a selector in its shortest form; it parses to the same again."""
-    import ipaddress
-
     parts = [word for word, code in FAMILIES.items() if code == selector.family]
     if selector.protocol:
         parts += [w for w, code in PROTOCOLS.items() if code == selector.protocol]
     if selector.match_address == _core.ADDRESS_PREFIX:
-        address = ipaddress.ip_address(selector.address)
-        text = f"[{address}]" if address.version == 6 else str(address)
-        if selector.prefix_length < address.max_prefixlen:
+        text = _show(selector.family, selector.address)
+        if selector.prefix_length < 8 * len(selector.address):
             text += f"/{selector.prefix_length}"
         parts = [*parts[1:], text]  # the address says the family
     elif selector.match_address:
-        parts.append(_FORMS[selector.match_address])
+        words = _ADDRESS_WORDS.items()
+        parts += [word for word, code in words if code == selector.match_address]
     if selector.match_ports == _core.PORTS_EPHEMERAL:
         parts.append("ephemeral")
     elif selector.match_ports == _core.PORTS_RANGE:
@@ -434,44 +519,37 @@ def parse_endpoint(text: str) -> Endpoint:
     IPv4 wildcard. An IPv6 wildcard is open on IPv4 too, unless `ipv6:` stands
     first. PORT may be `ephemeral` or 0. Raises PolicyError.
     """
+    if not isinstance(text, str):
+        raise PolicyError(
+            f"an endpoint is a string such as 'tcp:[::]:80', not {text!r}"
+        )
     text = text.strip()
     whole = _Text("endpoint", text)
-    parts = _split(text)
-    head = parts[0]
+    _check_brackets(whole.whole(), whole)
+    parts = whole.whole().fields()
+    head = str(parts[0])
     if head == "unix":
         return Endpoint(text, _core.FAMILY_UNIX, 0, b"", 0, False)
     family = FAMILIES[parts.pop(0)] if head in FAMILIES else _core.FAMILY_ANY
-    most = 0xFFFFFFFF if head == "vsock" else 65535
-    protocol = "tcp"
+    number = _PROTOCOL_NUMBERS["tcp"]
     if parts and parts[0] in _PROTOCOL_NUMBERS:
-        protocol = parts.pop(0)
-    number = 0 if head == "vsock" else _PROTOCOL_NUMBERS[protocol]
-    if not parts or not parts[-1]:
-        raise whole.error("", "needs a port: tcp:127.0.0.1:8080")
-
-    port_text = parts.pop()
-    if port_text in ("ephemeral", "0"):
-        port = EPHEMERAL
-    elif port_text[:1].isdigit() and not _looks_like_address(port_text):
-        port = _parse_port(port_text, port_text, whole, most)
-    elif _looks_like_address(port_text):
-        raise whole.error(port_text, "needs a port behind it: tcp:127.0.0.1:8080")
-    else:
-        raise whole.error(port_text, f"is no port{_suggest(port_text)}")
+        number = _PROTOCOL_NUMBERS[parts.pop(0)]
+    port = _parse_endpoint_port(parts, whole, vsock=head == "vsock")
     if head == "vsock" and not parts:
         return Endpoint(text, family, 0, b"", port, False)
 
-    host = parts.pop() if parts else "wildcard"
+    host = parts.pop() if parts else _Part("wildcard", 1)
     if parts:
         raise whole.error(parts[0], "is not expected; right is tcp:127.0.0.1:8080")
-    if host in ("wildcard", "loopback"):
-        six = family == _core.FAMILY_IPV6
-        four_text = "127.0.0.1" if host == "loopback" else "0.0.0.0"
-        six_text = "::1" if host == "loopback" else "::"
-        found, address = _pack(six_text if six else four_text) or (0, b"")
+    if host in _ADDRESS_WORDS:
+        hosts = {"loopback": ("127.0.0.1", "::1"), "wildcard": ("0.0.0.0", "::")}
+        text_of = hosts[host][family == _core.FAMILY_IPV6]
+        found, address = _pack(text_of) or (family, b"")
     else:
         if "/" in host:
             raise whole.error(host, "is a network; an endpoint is one address")
+        if not _looks_like_address(host):
+            raise whole.error(host, f"is no address such as 127.0.0.1{_suggest(host)}")
         found, address, _ = _parse_address(host, whole)
         if family not in (_core.FAMILY_ANY, found):
             raise whole.error(host, f"is no address of {head}")
@@ -479,3 +557,17 @@ def parse_endpoint(text: str) -> Endpoint:
         found == _core.FAMILY_IPV6 and not any(address) and family == _core.FAMILY_ANY
     )
     return Endpoint(text, found, number, address, port, dual_stack)
+
+
+def _parse_endpoint_port(parts: list[_Part], whole: _Text, *, vsock: bool) -> int:
+    right = "needs a port: tcp:127.0.0.1:8080"
+    if not parts or not parts[-1]:
+        raise whole.error(None, right)
+    part = parts.pop()
+    if part in ("ephemeral", "0"):
+        return EPHEMERAL
+    if _looks_like_address(part):
+        raise whole.error(part, right)
+    if not part[:1].isdigit() or "-" in part:
+        raise whole.error(part, f"is not one port; it {right}")
+    return _parse_port(part, part, whole, 0xFFFFFFFF if vsock else 65535)

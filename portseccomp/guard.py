@@ -171,10 +171,10 @@ class Guard:
         self._policy = make_policy(policy, hooked=hook is not None)
         if hook is None and self._policy.hook is not None:
             hook = load_hook(self._policy.hook)
-        self._check_arguments(hook, hook_timeout, unix, event_buffer)
         self._table = self._policy.table(unix_continue=unix == "continue")
         self._rules = tuple(one.text for one in self._policy.rules)
         self._on_event = on_event
+        self._check_arguments(hook, hook_timeout, unix, event_buffer)
         self._failures = HookFailures()
         self._log = EventLog(event_buffer)
         self._opened: dict[object, Event] = {}
@@ -197,7 +197,12 @@ class Guard:
         )
         self._state = state = _State(core, supervision, runner)
         self._log.finish_when(_finished(weakref.ref(self), state))
-        self._launch()
+        try:
+            self._launch()
+        except BaseException:
+            state.closed = True
+            core.close()
+            raise
         supervision.start()
         if on_event is not None:
             supervision.attend(True)
@@ -212,6 +217,12 @@ class Guard:
             raise PolicyError("the policy asks a hook, and there is none: give hook=")
         if hook is not None and not callable(hook):
             raise TypeError(f"hook must be a function, not {hook!r}")
+        if self._on_event is not None and not callable(self._on_event):
+            raise TypeError(f"on_event must be a function, not {self._on_event!r}")
+        if not isinstance(hook_timeout, (int, float)):
+            raise TypeError(f"hook_timeout is in seconds, not {hook_timeout!r}")
+        if not isinstance(event_buffer, int):
+            raise TypeError(f"event_buffer is a number, not {event_buffer!r}")
         if not 0 < hook_timeout < 1e6:
             raise ValueError(f"hook_timeout is in seconds, above 0, not {hook_timeout}")
         if unix not in ("perform", "continue"):
@@ -537,6 +548,9 @@ class Guard:
         self._state.close()
         self._finalizer.detach()
         self._log.append([])
+        late = self.stats().hook_timeouts
+        if late:
+            self._failures.add(f"the hook missed its deadline for {late} calls")
         failure = self._state.supervision.failure
         if failure is not None:
             self._failures.add(f"the supervisor failed: {failure}", failure)

@@ -152,12 +152,12 @@ class HookRunner:
     def _answer(self, request: _core.Request, answer: object) -> None:
         if answer is True or answer is False:
             code = _core.VERDICT_ALLOW if answer else _core.VERDICT_DENY
-            self._decide(request, code, 0)
+            request._decide(code, 0)
             return
         if isinstance(answer, Verdict) and answer.kind != "move":
             allowed = answer.kind == "allow"
             code = _core.VERDICT_ALLOW if allowed else _core.VERDICT_DENY
-            self._decide(request, code, answer.errno or 0)
+            request._decide(code, answer.errno or 0)
             return
         if isinstance(answer, Verdict):
             self._failures.add(
@@ -171,10 +171,6 @@ class HookRunner:
             )
         request._decide(_core.VERDICT_DENY, 0)
 
-    def _decide(self, request: _core.Request, verdict: int, errno: int) -> None:
-        if not request._decide(verdict, errno) and not self._closed:
-            self._failures.add(f"the hook missed its deadline for {request!r}")
-
     # ---- coroutines ----
 
     def _start(
@@ -185,6 +181,10 @@ class HookRunner:
         async def run() -> None:
             try:
                 answer = await coroutine
+            except asyncio.CancelledError:
+                if not self._closed:  # else it is we who cancelled it
+                    self.hook_raised(request, RuntimeError("it was cancelled"))
+                raise
             except BaseException as error:
                 self.hook_raised(request, error)
                 if not isinstance(error, Exception):

@@ -239,6 +239,11 @@ def check_supported(policy: Policy) -> None:
                 f"rule {rule.text!r}: move is not supported yet: this version "
                 "guards listen, and a port moves at bind"
             )
+        if rule.selector.match_ports == _core.PORTS_EPHEMERAL:
+            raise PolicyError(
+                f"rule {rule.text!r}: ephemeral is not supported yet: this version "
+                "guards listen, and port 0 is asked for at bind"
+            )
         if rule.selector.protocol == _core.PROTOCOL_UDP:
             raise PolicyError(
                 f"rule {rule.text!r}: udp is not supported yet: this version guards "

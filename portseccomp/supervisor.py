@@ -19,6 +19,9 @@ MAX_HOOKS = 16
 # A leader, a standby, hooks, and those stuck in a system call.
 _MAX_THREADS = MAX_HOOKS + 16
 
+# How long the last events may take to be delivered.
+_LAST_EVENTS = 2.0
+
 # How often the dispatcher looks again if nothing rings: a safety net.
 _LOOK_AGAIN = 60.0
 
@@ -132,5 +135,10 @@ class Supervision:
         self._core.close()
         self._core.ring()
         if self._dispatcher is not threading.current_thread():
-            self._dispatcher.join(5.0)
-        self.drain()
+            self._dispatcher.join(_LAST_EVENTS)
+        if self._dispatcher.is_alive():
+            self.failure = self.failure or TimeoutError(
+                "on_event was still running when the guard closed"
+            )
+        else:
+            self.drain()

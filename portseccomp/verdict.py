@@ -3,63 +3,28 @@
 from __future__ import annotations
 
 import errno as _errno
-import os
-from typing import Final, final
+from typing import Final, NamedTuple
 
 
-@final
-class Verdict:
-    """A hook's answer: use ALLOW, DENY, `deny(errno)` or `move(...)`."""
+class Verdict(NamedTuple):
+    """A hook's answer: use ALLOW, DENY, `deny(errno)` or `move(...)`.
 
-    __slots__ = ("_fields",)
+    `kind`: "allow", "deny" or "move". `errno`: of a denial; None for the
+    policy's own. `host`, `port`: where a move goes; None leaves that part as
+    it is, and port 0 is ephemeral.
+    """
 
-    _fields: tuple[str, int | None, str | None, int | None]
-
-    def __init__(
-        self,
-        kind: str,
-        errno: int | None = None,
-        host: str | None = None,
-        port: int | None = None,
-    ) -> None:
-        object.__setattr__(self, "_fields", (kind, errno, host, port))
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a verdict can't be changed")
-
-    @property
-    def kind(self) -> str:
-        """ "allow", "deny" or "move"."""
-        return self._fields[0]
-
-    @property
-    def errno(self) -> int | None:
-        """The errno of a denial; None for the policy's own."""
-        return self._fields[1]
-
-    @property
-    def host(self) -> str | None:
-        """Where a move goes; None leaves the address as it is."""
-        return self._fields[2]
-
-    @property
-    def port(self) -> int | None:
-        """The port that a move goes to, 0 for ephemeral; None leaves it."""
-        return self._fields[3]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Verdict) and self._fields == other._fields
-
-    def __hash__(self) -> int:
-        return hash(self._fields)
+    kind: str
+    errno: int | None = None
+    host: str | None = None
+    port: int | None = None
 
     def __repr__(self) -> str:
-        kind, errno, host, port = self._fields
-        if kind == "move":
-            return f"move(host={host!r}, port={port!r})"
-        if errno is not None:
-            return f"deny({errno_name(errno)!r})"
-        return kind.upper()
+        if self.kind == "move":
+            return f"move(host={self.host!r}, port={self.port!r})"
+        if self.errno is not None:
+            return f"deny({errno_name(self.errno)!r})"
+        return self.kind.upper()
 
 
 ALLOW: Final = Verdict("allow")
@@ -97,11 +62,13 @@ def deny(errno: int | str) -> Verdict:
     """Deny a call with an errno of your choice.
 
     `errno` is a number (errno.EPERM) or a name ("EPERM").
-    Raises ValueError for what is no errno of Linux.
+    Raises ValueError for what is no errno of Linux, TypeError for other things.
     """
     number = errno_number(errno) if isinstance(errno, str) else errno
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"an errno is a number or a name, not {errno!r}")
     if number not in _errno.errorcode:
-        raise ValueError(f"{number!r} is no errno: {os.strerror(number)}")
+        raise ValueError(f"{errno!r} is no errno such as errno.EPERM or 'EPERM'")
     return Verdict("deny", number)
 
 
@@ -109,10 +76,19 @@ def move(host: str | None = None, port: int | None = None) -> Verdict:
     """Move a call to another address, another port, or both.
 
     `port` 0 means ephemeral: the kernel chooses. Raises ValueError when neither
-    is given, or the port is outside 0 to 65535.
+    is given, the host is no IP address, or the port is outside 0 to 65535.
     """
     if host is None and port is None:
         raise ValueError("move() needs a host, a port, or both")
-    if port is not None and not 0 <= port <= 65535:
-        raise ValueError(f"port {port} is outside 0 to 65535")
+    if port is not None:
+        if not isinstance(port, int) or isinstance(port, bool):
+            raise TypeError(f"a port is a number, not {port!r}")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port {port} is outside 0 to 65535")
+    if host is not None:
+        import ipaddress
+
+        if not isinstance(host, str):
+            raise TypeError(f"a host is a string such as '127.0.0.1', not {host!r}")
+        ipaddress.ip_address(host)
     return Verdict("move", None, host, port)

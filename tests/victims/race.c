@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Race a supervisor: race ATTACK ALLOWED FORBIDDEN TRIES
+ *
+ * swap, swap-unix, swap-file: another thread exchanges the descriptor for a
+ *	socket that is bound to the port FORBIDDEN; before, it stands for a
+ *	socket on ALLOWED, a unix socket, or /dev/null.
+ * bind: the socket is unbound; another thread binds it to FORBIDDEN.
+ * disconnect: the socket is bound to 0.0.0.0, but connected, and so says
+ *	127.0.0.1; another thread takes the connection away.
+ * v6only: the socket is IPv6 only; another thread makes it dual stack.
+ *
+ * Ends at the first win: a socket that listens where none may. Prints the
+ * tries, the wins, and how many calls succeeded and failed.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static const char *attack;
+static int allowed_port, forbidden_port;
+static int decoy, forbidden, slot, server;
+static struct sockaddr_in server_address;
+static _Atomic int target = -1;	   /* the other thread's next victim */
+static _Atomic int finished = 1;   /* it is through with the last one */
+static _Atomic int stop;
+static _Atomic unsigned int delay; /* loops before it strikes */
+
+static struct sockaddr_in place(uint32_t host, int port)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+
+	address.sin_addr.s_addr = htonl(host);
+	address.sin_port = htons((uint16_t)port);
+	return address;
+}
+
+static int bound_to(uint32_t host, int port)
+{
+	struct sockaddr_in address = place(host, port);
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (bind(fd, (void *)&address, sizeof(address)) < 0) {
+		printf("bind: %s\n", strerrorname_np(errno));
+		exit(1);
+	}
+	return fd;
+}
+
+static int listens(int fd)
+{
+	int value = 0;
+	socklen_t length = sizeof(value);
+
+	getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &value, &length);
+	return value;
+}
+
+static void *swap(void *unused)
+{
+	while (!stop) {
+		dup2(forbidden, slot);
+		dup2(decoy, slot);
+	}
+	return unused;
+}
+
+static void strike(int fd)
+{
+	const struct sockaddr none = {.sa_family = AF_UNSPEC};
+	struct sockaddr_in address = place(INADDR_LOOPBACK, forbidden_port);
+	const int off = 0;
+
+	if (!strcmp(attack, "bind"))
+		bind(fd, (void *)&address, sizeof(address));
+	else if (!strcmp(attack, "disconnect"))
+		connect(fd, &none, sizeof(none));
+	else
+		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
+}
+
+static void *strike_when_told(void *unused)
+{
+	while (!stop) {
+		int fd = target;
+
+		if (fd < 0)
+			continue;
+		for (unsigned int i = delay; i; i--)
+			__asm__ volatile("" ::: "memory");
+		strike(fd);
+		target = -1;
+		finished = 1;
+	}
+	return unused;
+}
+
+static int prepare(void)
+{
+	const int on = 1;
+	int fd;
+
+	if (!strcmp(attack, "bind"))
+		return socket(AF_INET, SOCK_STREAM, 0);
+	if (!strcmp(attack, "v6only")) {
+		fd = socket(AF_INET6, SOCK_STREAM, 0);
+		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
+		return fd;
+	}
+	fd = bound_to(INADDR_ANY, 0);
+	if (connect(fd, (void *)&server_address, sizeof(server_address)) < 0) {
+		printf("connect: %s\n", strerrorname_np(errno));
+		exit(1);
+	}
+	close(accept(server, NULL, NULL));
+	return fd;
+}
+
+/* Whether the attack has opened what the policy keeps closed. */
+static int has_won(int fd)
+{
+	union {
+		struct sockaddr_in in4;
+		struct sockaddr_in6 in6;
+	} address;
+	socklen_t length = sizeof(address);
+	int value = 0;
+
+	if (!listens(fd))
+		return 0;
+	if (!strcmp(attack, "v6only")) {
+		length = sizeof(value);
+		getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &value, &length);
+		return !value;
+	}
+	getsockname(fd, (void *)&address, &length);
+	if (!strcmp(attack, "bind"))
+		return ntohs(address.in4.sin_port) == forbidden_port;
+	return address.in4.sin_addr.s_addr == htonl(INADDR_ANY);
+}
+
+int main(int argc, char **argv)
+{
+	int swaps, tries, most, wins = 0, good = 0, bad = 0;
+	pthread_t thread;
+
+	if (argc < 5)
+		return 2;
+	attack = argv[1];
+	allowed_port = atoi(argv[2]);
+	forbidden_port = atoi(argv[3]);
+	most = atoi(argv[4]);
+	swaps = !strncmp(attack, "swap", 4);
+
+	if (swaps) {
+		struct sockaddr_un nameless = {.sun_family = AF_UNIX};
+
+		forbidden = bound_to(INADDR_LOOPBACK, forbidden_port);
+		if (!strcmp(attack, "swap-unix")) {
+			decoy = socket(AF_UNIX, SOCK_STREAM, 0);
+			bind(decoy, (void *)&nameless, sizeof(sa_family_t));
+		} else if (!strcmp(attack, "swap-file")) {
+			decoy = open("/dev/null", O_RDONLY);
+		} else {
+			decoy = bound_to(INADDR_LOOPBACK, allowed_port);
+		}
+		slot = dup(decoy);
+	} else if (!strcmp(attack, "disconnect")) {
+		socklen_t length = sizeof(server_address);
+
+		server = bound_to(INADDR_LOOPBACK, 0);
+		if (listen(server, 64) < 0)
+			return 2;
+		getsockname(server, (void *)&server_address, &length);
+	}
+	pthread_create(&thread, NULL, swaps ? swap : strike_when_told, NULL);
+
+	for (tries = 0; tries < most && !wins; tries++) {
+		int fd = swaps ? slot : prepare();
+
+		if (!swaps) {
+			delay = (unsigned int)tries * 7919u % 20000u;
+			finished = 0;
+			target = fd;
+		}
+		if (listen(fd, 8) < 0)
+			bad++;
+		else
+			good++;
+		if (swaps) {
+			wins += listens(forbidden);
+			continue;
+		}
+		while (!finished)
+			;
+		wins += has_won(fd);
+		close(fd);
+	}
+	stop = 1;
+	pthread_join(thread, NULL);
+	printf("tries: %d\nwins: %d\ngood: %d\nbad: %d\n", tries, wins, good,
+	       bad);
+	return 0;
+}
