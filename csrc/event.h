@@ -40,6 +40,7 @@ enum psc_failure {
 	PSC_FAILURE_BUSY,     /* too many requests wait for the hook */
 	PSC_FAILURE_CLOSED,   /* the guard was closed in between */
 	PSC_FAILURE_CALL,     /* a call that the filter should not hand over */
+	PSC_FAILURE_MOVE,     /* the socket can't be moved where it should */
 };
 
 /**
@@ -51,7 +52,7 @@ enum psc_failure {
  * @error: the errno that the caller got, 0 for none
  * @failure_error: with @failure, the errno that tells more
  * @known: whether @requested could be read
- * @open: whether @actual holds what is open now
+ * @open: whether @actual holds where the socket is now
  * @first: the call opened the port: it was not open before
  */
 struct psc_event {

@@ -8,7 +8,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "binding.h"
 #include "listener.h"
+#include "listening.h"
 #include "socket.h"
 
 static int64_t clock_ns(clockid_t clock)
@@ -63,16 +65,16 @@ static void close_copy(struct psc_request *request)
 }
 
 /* The end of every round that somebody waits for. */
-static void answer(struct psc_request *request, struct psc_event_ring *ring,
-		   struct psc_stats *stats)
+static void answer(struct psc_request *request, struct psc_books *books)
 {
 	struct psc_event *event = &request->event;
 	int result;
 
 	close_copy(request);
 	event->latency_ns = psc_round_now() - request->started_ns;
-	count_outcome(event, stats);
-	psc_event_ring_push(ring, event);
+	count_outcome(event, &books->stats);
+	if (!request->quiet)
+		psc_event_ring_push(&books->ring, event);
 
 	if (event->outcome == PSC_OUTCOME_CONTINUE)
 		result = psc_listener_continue(request->source->fd,
@@ -80,13 +82,15 @@ static void answer(struct psc_request *request, struct psc_event_ring *ring,
 	else
 		result = psc_listener_answer(request->source->fd, request->id,
 					     event->error);
-	if (result < 0)
-		psc_stats_add(&stats->vanished);
+	if (result == 0)
+		return;
+	psc_stats_add(&books->stats.vanished);
+	if (event->call == PSC_CALL_BIND)
+		psc_binding_interrupted(request, &books->memory);
 }
 
 void psc_round_fail(struct psc_request *request, enum psc_failure failure,
-		    int failure_error, struct psc_event_ring *ring,
-		    struct psc_stats *stats)
+		    int failure_error, struct psc_books *books)
 {
 	struct psc_event *event = &request->event;
 
@@ -95,6 +99,7 @@ void psc_round_fail(struct psc_request *request, enum psc_failure failure,
 	event->failure_error = (uint16_t)failure_error;
 	event->open = false;
 	event->first = false;
+	request->quiet = false;
 	if (request->source->can_deny) {
 		event->outcome = PSC_OUTCOME_DENY;
 		event->error = (uint16_t)request->source->policy->error;
@@ -103,224 +108,229 @@ void psc_round_fail(struct psc_request *request, enum psc_failure failure,
 		event->outcome = PSC_OUTCOME_CONTINUE;
 		event->error = 0;
 	}
-	answer(request, ring, stats);
+	answer(request, books);
+}
+
+static enum psc_round_state fail(struct psc_request *request,
+				 enum psc_failure failure, int result,
+				 struct psc_books *books)
+{
+	psc_round_fail(request, failure, -result, books);
+	return PSC_ROUND_DONE;
 }
 
 /* The call itself has failed, by its own arguments. */
-static enum psc_round_state finish_call(struct psc_request *request, int error,
-					struct psc_event_ring *ring,
-					struct psc_stats *stats)
+static enum psc_round_state finish_call(struct psc_request *request, int result,
+					struct psc_books *books)
 {
+	request->quiet = request->event.call == PSC_CALL_BIND;
 	request->event.outcome = PSC_OUTCOME_ALLOW;
 	request->event.rule = PSC_RULE_DEFAULT;
-	request->event.error = (uint16_t)error;
-	answer(request, ring, stats);
+	request->event.error = (uint16_t)-result;
+	answer(request, books);
 	return PSC_ROUND_DONE;
 }
 
 static enum psc_round_state gone(struct psc_request *request,
-				 struct psc_stats *stats)
+				 struct psc_books *books)
 {
 	close_copy(request);
-	psc_stats_add(&stats->vanished);
+	psc_stats_add(&books->stats.vanished);
 	return PSC_ROUND_DONE;
 }
 
+/* The arguments of `listen` and `bind`, wherever they are. */
+struct arguments {
+	int fd;
+	uint64_t second; /* backlog, or where the address is */
+	int third;	 /* its length */
+};
+
 /*
- * Read the two words of i386's socketcall once. What they say is what is
- * made, so rewriting them afterwards changes nothing.
+ * Read the words of i386's socketcall once. What they say is what is made, so
+ * rewriting them afterwards changes nothing.
  */
-static int read_words(const struct seccomp_notif *notif, uint32_t words[2])
+static int read_words(const struct seccomp_notif *notif, enum psc_call call,
+		      struct arguments *ret_arguments)
 {
-	struct iovec local = {.iov_base = words, .iov_len = 8};
+	const size_t count = call == PSC_CALL_LISTEN ? 2 : 3;
+	uint32_t words[3] = {0};
+	struct iovec local = {.iov_base = words, .iov_len = 4 * count};
 	struct iovec remote = {
 		.iov_base = (void *)(uintptr_t)(uint32_t)notif->data.args[1],
-		.iov_len = 8};
+		.iov_len = 4 * count};
 	ssize_t length;
 
 	length = process_vm_readv((pid_t)notif->pid, &local, 1, &remote, 1, 0);
 	if (length < 0)
 		return -errno;
-	return length == 8 ? 0 : -EFAULT;
+	if ((size_t)length != 4 * count)
+		return -EFAULT;
+	*ret_arguments =
+		(struct arguments){(int)words[0], words[1], (int)words[2]};
+	return 0;
 }
 
-static void begin_event(struct psc_event *event,
-			const struct seccomp_notif *notif,
-			const struct psc_caller_name *name)
+static void begin(struct psc_request *request,
+		  const struct seccomp_notif *notif,
+		  struct psc_callers *callers)
 {
+	struct psc_event *event = &request->event;
+	const struct psc_caller_name *name;
+
+	request->id = notif->id;
+	request->copy_fd = -1;
+	request->started_ns = psc_round_now();
+	request->let_continue = false;
+	request->quiet = false;
+	request->made = false;
 	memset(event, 0, sizeof(*event));
 	event->time_ns = clock_ns(CLOCK_REALTIME);
 	event->tid = (int32_t)notif->pid;
+	name = psc_callers_name(callers, event->tid,
+				notif->data.instruction_pointer);
 	event->pid = name->pid;
 	memcpy(event->comm, name->comm, sizeof(event->comm));
 }
 
-/* Whether a policy leaves this `listen` to the kernel. */
-static bool may_continue(const struct psc_request *request)
+/*
+ * Copy the socket, and be sure that it is the caller's.
+ * Return: 0; -ECANCELED when the caller waits no more; why there is no copy.
+ */
+static int copy(struct psc_request *request, struct psc_callers *callers,
+		int fd)
 {
-	const struct psc_source *source = request->source;
+	int32_t tid = request->event.tid;
+	int result;
 
-	if (psc_endpoint_has_ports(&request->event.requested) ||
-	    request->decision.verdict != PSC_VERDICT_ALLOW)
-		return false;
-	return !source->can_deny ||
-	       (source->policy->unix_continue &&
-		request->event.requested.family == PSC_FAMILY_UNIX);
+	/* 0: a caller that this pid namespace can't see, and so can't open */
+	result = tid == 0 ? -ESRCH : psc_callers_copy_fd(callers, tid, fd);
+	if (result >= 0)
+		request->copy_fd = result;
+	/* Until here the thread's number may have passed to another. */
+	if (psc_listener_id_valid(request->source->fd, request->id) < 0)
+		return -ECANCELED;
+	return result < 0 ? result : 0;
 }
 
 enum psc_round_state psc_round_open(struct psc_request *request,
 				    const struct seccomp_notif *notif,
 				    struct psc_callers *callers,
-				    struct psc_event_ring *ring,
-				    struct psc_stats *stats)
+				    struct psc_books *books)
 {
 	struct psc_event *event = &request->event;
-	int fd = (int)notif->data.args[0];
-	int backlog = (int)notif->data.args[1];
+	struct arguments arguments = {(int)notif->data.args[0],
+				      notif->data.args[1],
+				      (int)notif->data.args[2]};
 	bool in_memory;
 	int result;
 
-	request->id = notif->id;
-	request->copy_fd = -1;
-	request->started_ns = psc_round_now();
-	begin_event(event, notif,
-		    psc_callers_name(callers, (int32_t)notif->pid,
-				     notif->data.instruction_pointer));
-	psc_stats_add(&stats->requests);
-
+	begin(request, notif, callers);
+	psc_stats_add(&books->stats.requests);
 	event->call = psc_filter_call(notif->data.arch, notif->data.nr,
 				      notif->data.args[0], &in_memory);
-	if (event->call != PSC_CALL_LISTEN) {
-		psc_round_fail(request, PSC_FAILURE_CALL, 0, ring, stats);
-		return PSC_ROUND_DONE;
-	}
-
+	if (event->call == PSC_CALL_NONE)
+		return fail(request, PSC_FAILURE_CALL, 0, books);
 	if (in_memory) {
-		uint32_t words[2];
-
-		result = read_words(notif, words);
+		result = read_words(notif, event->call, &arguments);
 		if (result == -EFAULT)
-			return finish_call(request, EFAULT, ring, stats);
-		if (result < 0) {
-			psc_round_fail(request, PSC_FAILURE_MEMORY, -result,
-				       ring, stats);
-			return PSC_ROUND_DONE;
-		}
-		fd = (int)words[0];
-		backlog = (int)words[1];
+			return finish_call(request, result, books);
+		if (result < 0)
+			return fail(request, PSC_FAILURE_MEMORY, result, books);
 	}
-	event->backlog = backlog;
+	if (event->call == PSC_CALL_LISTEN)
+		event->backlog = (int)arguments.second;
 
-	/* 0: a caller that this pid namespace can't see, and so can't open */
-	result = notif->pid == 0 ? -ESRCH
-				 : psc_callers_copy_fd(
-					   callers, (int32_t)notif->pid, fd);
+	result = copy(request, callers, arguments.fd);
+	if (result == -ECANCELED)
+		return gone(request, books);
 	if (result == -EBADF)
-		return finish_call(request, EBADF, ring, stats);
-	if (result < 0) {
-		psc_round_fail(request, PSC_FAILURE_COPY, -result, ring, stats);
-		return PSC_ROUND_DONE;
-	}
-	request->copy_fd = result;
+		return finish_call(request, result, books);
+	if (result < 0)
+		return fail(request, PSC_FAILURE_COPY, result, books);
 
-	/* Until here the thread's number may have passed to another. */
-	if (psc_listener_id_valid(request->source->fd, request->id) < 0)
-		return gone(request, stats);
-
-	result = psc_socket_read(request->copy_fd, &event->requested);
+	result = psc_socket_read(request->copy_fd, &request->bound);
 	if (result == -ENOTSOCK || result == -EBADF)
-		return finish_call(request, -result, ring, stats);
-	if (result < 0) {
-		psc_round_fail(request, PSC_FAILURE_ENDPOINT, -result, ring,
-			       stats);
-		return PSC_ROUND_DONE;
-	}
+		return finish_call(request, result, books);
+	if (result < 0)
+		return fail(request, PSC_FAILURE_ENDPOINT, result, books);
 	event->known = true;
 	event->cookie = psc_socket_cookie(request->copy_fd);
 
-	request->decision =
-		psc_rules_decide(request->source->policy, &event->requested);
+	if (event->call == PSC_CALL_LISTEN) {
+		psc_listening_judge(request, &books->memory);
+	} else {
+		result = psc_binding_judge(request, event->tid,
+					   arguments.second, arguments.third);
+		if (result == -EINVAL || result == -EFAULT)
+			return finish_call(request, result, books);
+		if (result < 0)
+			return fail(request, PSC_FAILURE_MEMORY, result, books);
+	}
 	event->rule = request->decision.rule;
 	if (request->decision.verdict == PSC_VERDICT_ASK)
 		return PSC_ROUND_ASK;
 	return PSC_ROUND_DECIDED;
 }
 
-/*
- * Listen on the copy, where it was judged and nowhere else.
- * Return: 0, -errno of the call, or -ESTALE when the socket was moved.
- */
-static int listen_as_judged(struct psc_request *request)
+/* Whether the kernel may run this `listen`: nothing is left to protect. */
+static bool listen_may_continue(const struct psc_request *request)
 {
-	struct psc_event *event = &request->event;
-	const struct psc_endpoint *judged = &event->requested;
-	const bool ports = psc_endpoint_has_ports(judged);
-	/* Others fail by themselves, and are not to be bound by the attempt. */
-	const bool can_listen = judged->type == SOCK_STREAM ||
-				judged->type == SOCK_SEQPACKET;
-	const bool guarded = ports && can_listen && request->source->can_deny;
-	bool was_listening;
-	uint32_t port = judged->port;
-	int result;
+	const struct psc_source *source = request->source;
 
-	was_listening = psc_socket_is_listening(request->copy_fd);
-	if (guarded && port == PSC_PORT_EPHEMERAL) {
-		result = psc_socket_bind_ephemeral(request->copy_fd);
-		if (result == -EINVAL)
-			return -ESTALE;
-		if (result < 0)
-			return result;
-		result = psc_socket_read(request->copy_fd, &event->actual);
-		if (result < 0 || event->actual.port == PSC_PORT_EPHEMERAL)
-			return -ESTALE;
-		port = event->actual.port;
-	}
-
-	result = psc_socket_listen(request->copy_fd, event->backlog);
-	if (result < 0)
-		return result;
-
-	result = ports ? psc_socket_read(request->copy_fd, &event->actual) : 0;
-	if (guarded &&
-	    (result < 0 || event->actual.port != port ||
-	     !psc_endpoint_same_place(&event->actual, judged))) {
-		psc_socket_unlisten(request->copy_fd);
-		return -ESTALE;
-	}
-	if (!ports)
-		event->actual = *judged;
-	event->open = result == 0;
-	event->first = !was_listening;
-	return 0;
+	if (psc_endpoint_has_ports(&request->bound))
+		return false;
+	return !source->can_deny ||
+	       (source->policy->unix_continue &&
+		request->bound.family == PSC_FAMILY_UNIX);
 }
 
-void psc_round_close(struct psc_request *request, struct psc_event_ring *ring,
-		     struct psc_stats *stats)
+static void let_continue(struct psc_request *request, struct psc_books *books)
+{
+	struct psc_event *event = &request->event;
+
+	event->outcome = PSC_OUTCOME_CONTINUE;
+	if (event->call == PSC_CALL_LISTEN) {
+		event->open = true;
+		event->first = !psc_socket_is_listening(request->copy_fd);
+		event->actual = request->bound;
+	} else {
+		psc_binding_continues(request, &books->memory);
+	}
+	answer(request, books);
+}
+
+void psc_round_close(struct psc_request *request, struct psc_books *books)
 {
 	struct psc_event *event = &request->event;
 	int result;
 
-	if (request->decision.verdict != PSC_VERDICT_ALLOW) {
+	if (request->decision.verdict == PSC_VERDICT_DENY) {
 		event->outcome = PSC_OUTCOME_DENY;
 		event->error = (uint16_t)request->decision.error;
-		answer(request, ring, stats);
+		answer(request, books);
 		return;
 	}
-	if (may_continue(request)) {
-		event->outcome = PSC_OUTCOME_CONTINUE;
-		event->open = true;
-		event->first = !psc_socket_is_listening(request->copy_fd);
-		event->actual = event->requested;
-		answer(request, ring, stats);
+	if (request->decision.verdict == PSC_VERDICT_ALLOW &&
+	    (request->let_continue ||
+	     (event->call == PSC_CALL_LISTEN && listen_may_continue(request)))) {
+		let_continue(request, books);
 		return;
 	}
 
-	result = listen_as_judged(request);
-	if (result == -ESTALE) {
-		psc_round_fail(request, PSC_FAILURE_CHANGED, 0, ring, stats);
+	result = event->call == PSC_CALL_LISTEN
+			 ? psc_listening_act(request)
+			 : psc_binding_act(request, &books->memory);
+	if (result == -ESTALE || result == -EXDEV) {
+		psc_round_fail(request,
+			       result == -EXDEV ? PSC_FAILURE_MOVE
+						: PSC_FAILURE_CHANGED,
+			       0, books);
 		return;
 	}
-	event->outcome = PSC_OUTCOME_ALLOW;
+	event->outcome = request->decision.verdict == PSC_VERDICT_MOVE
+				 ? PSC_OUTCOME_MOVE
+				 : PSC_OUTCOME_ALLOW;
 	event->error = (uint16_t)-result;
-	answer(request, ring, stats);
+	answer(request, books);
 }

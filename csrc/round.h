@@ -28,6 +28,7 @@
 
 #include "caller.h"
 #include "event.h"
+#include "memory.h"
 #include "rules.h"
 #include "stats.h"
 
@@ -49,12 +50,24 @@ struct psc_source {
 /** psc_source_release - drop one reference */
 void psc_source_release(struct psc_source *source);
 
+/** struct psc_books - where rounds are recorded; shared by all threads */
+struct psc_books {
+	struct psc_event_ring ring;
+	struct psc_stats stats;
+	struct psc_memory memory;
+};
+
 /**
  * struct psc_request - one intercepted call
  * @source: where it came from; a reference is held
  * @id: the kernel's number of it
  * @copy_fd: the copied socket; owned; -1 when closed
  * @started_ns: when it was received, CLOCK_MONOTONIC
+ * @bound: the socket as it was found, before the call
+ * @address, @address_length: of bind: where to, as read once from the caller
+ * @let_continue: the kernel is to run the call as it stands
+ * @quiet: the call opens nothing and is no event
+ * @made: the bind has been made
  * @event: what is known of it so far
  */
 struct psc_request {
@@ -62,6 +75,12 @@ struct psc_request {
 	uint64_t id;
 	int copy_fd;
 	int64_t started_ns;
+	struct psc_endpoint bound;
+	union psc_sockaddr address;
+	socklen_t address_length;
+	bool let_continue;
+	bool quiet;
+	bool made;
 	struct psc_decision decision;
 	struct psc_event event;
 };
@@ -69,7 +88,7 @@ struct psc_request {
 /** What psc_round_open() made of a request. */
 enum psc_round_state {
 	PSC_ROUND_DONE,	   /* answered, or nobody waits any more */
-	PSC_ROUND_DECIDED, /* @decision is ALLOW or DENY: close it */
+	PSC_ROUND_DECIDED, /* @decision stands: close it */
 	PSC_ROUND_ASK,	   /* the hook must decide */
 };
 
@@ -81,21 +100,19 @@ int64_t psc_round_now(void);
  * @request: @source is set; everything else is written
  * @notif: as received
  * @callers: the supervisor thread's own
- * @ring, @stats: where a request that needs no decision is recorded
+ * @books: where a request that needs no decision is recorded
  */
 enum psc_round_state psc_round_open(struct psc_request *request,
 				    const struct seccomp_notif *notif,
 				    struct psc_callers *callers,
-				    struct psc_event_ring *ring,
-				    struct psc_stats *stats);
+				    struct psc_books *books);
 
 /**
  * psc_round_close - act on @decision, record, answer
  *
  * Closes the copy. Does not release the source.
  */
-void psc_round_close(struct psc_request *request, struct psc_event_ring *ring,
-		     struct psc_stats *stats);
+void psc_round_close(struct psc_request *request, struct psc_books *books);
 
 /**
  * psc_round_fail - deny for a reason that is not the policy's
@@ -103,7 +120,6 @@ void psc_round_close(struct psc_request *request, struct psc_event_ring *ring,
  * @failure_error: the errno that tells more, or 0
  */
 void psc_round_fail(struct psc_request *request, enum psc_failure failure,
-		    int failure_error, struct psc_event_ring *ring,
-		    struct psc_stats *stats);
+		    int failure_error, struct psc_books *books);
 
 #endif

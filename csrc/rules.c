@@ -86,6 +86,8 @@ static struct psc_decision decide_single(const struct psc_policy *policy,
 		decision.rule = (int)i;
 		if (decision.verdict == PSC_VERDICT_DENY)
 			decision.error = rule->error;
+		else if (decision.verdict == PSC_VERDICT_MOVE)
+			decision.target = rule->target;
 		return decision;
 	}
 

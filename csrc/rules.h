@@ -43,6 +43,26 @@ enum psc_match_protocol {
 	PSC_PROTOCOL_UDP,
 };
 
+/** What a move changes of an address; the rest stays as it was asked for. */
+enum psc_move_host {
+	PSC_MOVE_HOST_KEEP,
+	PSC_MOVE_HOST_IPV4,	/* @address, 4 bytes */
+	PSC_MOVE_HOST_IPV6,	/* @address, 16 bytes */
+	PSC_MOVE_HOST_LOOPBACK, /* of the socket's own family */
+};
+
+/**
+ * struct psc_target - where a move goes
+ * @host: an enum psc_move_host
+ * @has_port: whether @port counts; 0 is ephemeral
+ */
+struct psc_target {
+	uint8_t host;
+	bool has_port;
+	uint16_t port;
+	uint8_t address[16];
+};
+
 /**
  * struct psc_rule - one rule
  * @verdict: an enum psc_verdict
@@ -51,6 +71,7 @@ enum psc_match_protocol {
  * @prefix_length: bits of @address that count, with PSC_ADDRESS_PREFIX
  * @error: a positive errno, the answer of a PSC_VERDICT_DENY
  * @address: IPv4 in the first 4 bytes, or IPv6; @family says which
+ * @target: of a PSC_VERDICT_MOVE
  */
 struct psc_rule {
 	uint8_t verdict;
@@ -63,6 +84,7 @@ struct psc_rule {
 	uint32_t port_first;
 	uint32_t port_last;
 	uint8_t address[16];
+	struct psc_target target;
 };
 
 /** Index of the default, where a rule's index is asked for. */
@@ -91,11 +113,13 @@ struct psc_policy {
  * struct psc_decision - what a policy says of an endpoint
  * @error: the errno of a denial, else 0
  * @rule: index of the rule that decided, or PSC_RULE_DEFAULT
+ * @target: of a move
  */
 struct psc_decision {
 	enum psc_verdict verdict;
 	int error;
 	int rule;
+	struct psc_target target;
 };
 
 /** psc_rules_match - whether one rule selects an endpoint */

@@ -109,18 +109,28 @@ bool psc_socket_is_listening(int fd)
 	return get_int(fd, SOL_SOCKET, SO_ACCEPTCONN, &value) == 0 && value;
 }
 
+int psc_socket_address(int fd, union psc_sockaddr *ret_address,
+		       socklen_t *ret_length)
+{
+	*ret_length = sizeof(*ret_address);
+	memset(ret_address, 0, sizeof(*ret_address));
+	return getsockname(fd, &ret_address->generic, ret_length) < 0 ? -errno
+								      : 0;
+}
+
 int psc_socket_bind_ephemeral(int fd)
 {
 	union psc_sockaddr address;
-	socklen_t length = sizeof(address);
-	int off = 0;
+	socklen_t length;
+	int off = 0, result;
 
 	/* With this option a bind to port 0 would put the choice off again. */
 	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &off, sizeof(off));
 
 	/* Its own address back, port 0 with it. */
-	if (getsockname(fd, &address.generic, &length) < 0)
-		return -errno;
+	result = psc_socket_address(fd, &address, &length);
+	if (result < 0)
+		return result;
 	if (address.generic.sa_family == AF_INET)
 		((struct sockaddr_in *)&address)->sin_port = 0;
 	else if (address.generic.sa_family == AF_INET6)
@@ -135,6 +145,17 @@ int psc_socket_bind_ephemeral(int fd)
 int psc_socket_listen(int fd, int backlog)
 {
 	return listen(fd, backlog) < 0 ? -errno : 0;
+}
+
+void psc_socket_deafen(int fd)
+{
+	struct sock_filter nothing = {BPF_RET | BPF_K, 0, 0, 0};
+	const struct sock_fprog program = {.len = 1, .filter = &nothing};
+	const int on = 1;
+
+	/* The port of a UDP socket can't be given back; its packets can. */
+	setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program));
+	setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof(on));
 }
 
 void psc_socket_unlisten(int fd)

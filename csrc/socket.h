@@ -39,6 +39,17 @@ int psc_socket_bind_ephemeral(int fd);
 /** psc_socket_listen - listen(2) on the copy: 0 or -errno */
 int psc_socket_listen(int fd, int backlog);
 
+/**
+ * psc_socket_address - the address of a socket, to be bound again
+ *
+ * Return: 0 or -errno.
+ */
+int psc_socket_address(int fd, union psc_sockaddr *ret_address,
+		       socklen_t *ret_length);
+
+/** psc_socket_deafen - let a bound socket receive nothing, ever again */
+void psc_socket_deafen(int fd);
+
 /** psc_socket_unlisten - close a port that listen(2) on the copy has opened */
 void psc_socket_unlisten(int fd);
 

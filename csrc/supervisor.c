@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "listener.h"
+#include "privilege.h"
 
 /*
  * The lead is one word: a count of rounds, and a phase. It changes with every
@@ -61,7 +62,7 @@ static uint64_t next_round(uint64_t lead, enum lead_phase phase)
 /* Wake the reader of events, if there are as many as it wants. */
 static void ring_for_events(struct psc_supervisor *supervisor)
 {
-	if (psc_event_ring_count(&supervisor->ring) >=
+	if (psc_event_ring_count(&supervisor->books.ring) >=
 	    atomic_load(&supervisor->bell_threshold))
 		psc_bell_ring(&supervisor->event_bell);
 }
@@ -164,7 +165,7 @@ static void ask_fail(struct psc_supervisor *supervisor, uint64_t ticket,
 	if (!ask_claim(supervisor, ticket))
 		return;
 	psc_round_fail(&ask_of(supervisor, ticket)->request, failure, 0,
-		       &supervisor->ring, &supervisor->stats);
+		       &supervisor->books);
 	ask_release(supervisor, ticket);
 	ring_for_events(supervisor);
 }
@@ -195,7 +196,7 @@ static int64_t expire_asks(struct psc_supervisor *supervisor)
 			continue;
 		left = atomic_load(&ask->deadline_ns) - now;
 		if (left <= 0) {
-			psc_stats_add(&supervisor->stats.late);
+			psc_stats_add(&supervisor->books.stats.late);
 			ask_fail(supervisor, ticket, PSC_FAILURE_DEADLINE);
 		} else if (next < 0 || left < next) {
 			next = left;
@@ -253,9 +254,11 @@ bool psc_supervisor_waits(struct psc_supervisor *supervisor, uint64_t ticket)
 }
 
 int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
-			  enum psc_verdict verdict, int error)
+			  enum psc_verdict verdict, int error,
+			  const struct psc_target *target)
 {
 	struct psc_request *request;
+	uint32_t dropped;
 
 	if (!ask_claim(supervisor, ticket))
 		return -ESTALE;
@@ -263,8 +266,14 @@ int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
 	request->decision.verdict = verdict;
 	request->decision.error =
 		error ? error : request->source->policy->error;
+	if (verdict == PSC_VERDICT_MOVE)
+		request->decision.target = *target;
 	request->event.rule = PSC_RULE_HOOK;
-	psc_round_close(request, &supervisor->ring, &supervisor->stats);
+	/* This may be anybody's thread: a coroutine's event loop. */
+	dropped = request->event.call == PSC_CALL_BIND ? psc_privilege_drop()
+						       : 0;
+	psc_round_close(request, &supervisor->books);
+	psc_privilege_restore(dropped);
 	ask_release(supervisor, ticket);
 	ring_for_events(supervisor);
 	return 0;
@@ -380,6 +389,7 @@ void psc_supervisor_forget(struct psc_supervisor *supervisor)
 	forget_fd(&supervisor->epoll_fd);
 	forget_fd(&supervisor->wake_fd);
 	/* Whoever held them is not in this process. */
+	pthread_mutex_init(&supervisor->books.memory.lock, NULL);
 	pthread_mutex_init(&supervisor->duty, NULL);
 	pthread_mutex_init(&supervisor->lists, NULL);
 }
@@ -436,12 +446,11 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 	bool run;
 
 	if (!ask) {
-		psc_round_fail(request, PSC_FAILURE_BUSY, 0, &supervisor->ring,
-			       &supervisor->stats);
+		psc_round_fail(request, PSC_FAILURE_BUSY, 0, &supervisor->books);
 		psc_source_release(request->source);
 		return false;
 	}
-	psc_stats_add(&supervisor->stats.asked);
+	psc_stats_add(&supervisor->books.stats.asked);
 	ask->request = *request;
 	request->copy_fd = -1; /* the slot's, from here on */
 	atomic_store(&ask->deadline_ns,
@@ -498,7 +507,7 @@ static enum serve_result serve(struct psc_supervisor *supervisor,
 
 	result = psc_listener_receive(source->fd, &notif);
 	if (result == -ENOENT)
-		psc_stats_add(&supervisor->stats.vanished);
+		psc_stats_add(&supervisor->books.stats.vanished);
 	if (result == -ENOENT || result == -EINTR)
 		return SERVED;
 	if (result < 0) {
@@ -514,14 +523,13 @@ static enum serve_result serve(struct psc_supervisor *supervisor,
 	atomic_fetch_add(&source->references, 1);
 	worker->request.source = source;
 	switch (psc_round_open(&worker->request, &notif, &worker->callers,
-			       &supervisor->ring, &supervisor->stats)) {
+			       &supervisor->books)) {
 	case PSC_ROUND_ASK:
 		if (ask(supervisor, worker, ret_ticket))
 			return SERVE_ASK;
 		return served;
 	case PSC_ROUND_DECIDED:
-		psc_round_close(&worker->request, &supervisor->ring,
-				&supervisor->stats);
+		psc_round_close(&worker->request, &supervisor->books);
 		break;
 	case PSC_ROUND_DONE:
 		break;
@@ -614,7 +622,7 @@ static bool watch(struct psc_supervisor *supervisor, struct psc_worker *worker)
 				continue;
 			worker->lead = taken;
 			if (phase_of(now) == LEAD_BUSY)
-				psc_stats_add(&supervisor->stats.takeovers);
+				psc_stats_add(&supervisor->books.stats.takeovers);
 			return true;
 		}
 
@@ -707,6 +715,7 @@ void psc_worker_init(struct psc_supervisor *supervisor,
 	worker->in_hook = false;
 	worker->request.copy_fd = -1;
 	psc_callers_init(&worker->callers);
+	psc_privilege_drop(); /* for good: the thread is ours */
 	pthread_mutex_lock(&supervisor->lists);
 	worker->next = supervisor->workers;
 	supervisor->workers = worker;
@@ -748,7 +757,8 @@ int psc_supervisor_init(struct psc_supervisor *supervisor,
 	pthread_mutex_init(&supervisor->duty, NULL);
 	pthread_mutex_init(&supervisor->lists, NULL);
 
-	result = psc_event_ring_init(&supervisor->ring, ring_capacity);
+	psc_memory_init(&supervisor->books.memory);
+	result = psc_event_ring_init(&supervisor->books.ring, ring_capacity);
 	if (result < 0)
 		goto failed;
 	supervisor->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -773,7 +783,8 @@ failed:
 void psc_supervisor_free(struct psc_supervisor *supervisor)
 {
 	psc_supervisor_close(supervisor);
-	psc_event_ring_free(&supervisor->ring);
+	psc_event_ring_free(&supervisor->books.ring);
+	psc_memory_free(&supervisor->books.memory);
 	pthread_mutex_destroy(&supervisor->duty);
 	pthread_mutex_destroy(&supervisor->lists);
 }

@@ -101,8 +101,7 @@ struct psc_supervisor {
 	_Atomic int live;	  /* sources that can still send requests */
 
 	struct psc_ask asks[PSC_ASKS];
-	struct psc_event_ring ring;
-	struct psc_stats stats;
+	struct psc_books books;
 	struct psc_bell event_bell;	/* rings for events, and ended sources */
 	_Atomic uint64_t bell_threshold; /* ...at this many events */
 };
@@ -164,15 +163,17 @@ bool psc_supervisor_waits(struct psc_supervisor *supervisor, uint64_t ticket);
 
 /**
  * psc_supervisor_decide - the hook's answer
- * @verdict: PSC_VERDICT_ALLOW or PSC_VERDICT_DENY
+ * @verdict: PSC_VERDICT_ALLOW, PSC_VERDICT_DENY or PSC_VERDICT_MOVE
  * @error: a positive errno for DENY, 0 for the policy's own
+ * @target: for MOVE
  *
  * Any thread, at any time.
  *
  * Return: 0, or -ESTALE when the request has been answered by somebody else.
  */
 int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
-			  enum psc_verdict verdict, int error);
+			  enum psc_verdict verdict, int error,
+			  const struct psc_target *target);
 
 /**
  * psc_supervisor_stop - make every thread come back, now and later

@@ -1,7 +1,7 @@
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, final
 
-from portseccomp._types import EndpointFields, EventFields
+from portseccomp._types import EndpointFields, EventFields, TargetFields
 
 VERDICT_ALLOW: Final[int]
 VERDICT_MOVE: Final[int]
@@ -20,6 +20,10 @@ ADDRESS_WILDCARD: Final[int]
 PORTS_ANY: Final[int]
 PORTS_RANGE: Final[int]
 PORTS_EPHEMERAL: Final[int]
+MOVE_HOST_KEEP: Final[int]
+MOVE_HOST_IPV4: Final[int]
+MOVE_HOST_IPV6: Final[int]
+MOVE_HOST_LOOPBACK: Final[int]
 PROTOCOL_ANY: Final[int]
 PROTOCOL_TCP: Final[int]
 PROTOCOL_UDP: Final[int]
@@ -44,7 +48,7 @@ def install_filter(
 class Table:
     def __new__(
         cls,
-        rules: Iterable[tuple[Any, ...]],
+        rules: Sequence[tuple[Any, ...]],
         default: int,
         error: int,
         unix_continue: bool,
@@ -71,7 +75,7 @@ class Request:
     @property
     def port(self) -> int | None: ...
     @property
-    def backlog(self) -> int: ...
+    def backlog(self) -> int | None: ...
     @property
     def comm(self) -> str: ...
     @property
@@ -86,7 +90,9 @@ class Request:
     def gid(self) -> int: ...
     @property
     def cgroup(self) -> str: ...
-    def _decide(self, verdict: int, error: int) -> bool: ...
+    def _decide(
+        self, verdict: int, error: int, target: TargetFields | None = None
+    ) -> bool: ...
 
 class _Owner(Protocol):
     def need_standby(self) -> None: ...

@@ -41,6 +41,10 @@ ADDRESS_WILDCARD = <int>PSC_ADDRESS_WILDCARD
 PORTS_ANY = <int>PSC_PORTS_ANY
 PORTS_RANGE = <int>PSC_PORTS_RANGE
 PORTS_EPHEMERAL = <int>PSC_PORTS_EPHEMERAL
+MOVE_HOST_KEEP = <int>PSC_MOVE_HOST_KEEP
+MOVE_HOST_IPV4 = <int>PSC_MOVE_HOST_IPV4
+MOVE_HOST_IPV6 = <int>PSC_MOVE_HOST_IPV6
+MOVE_HOST_LOOPBACK = <int>PSC_MOVE_HOST_LOOPBACK
 PROTOCOL_ANY = <int>PSC_PROTOCOL_ANY
 PROTOCOL_TCP = <int>PSC_PROTOCOL_TCP
 PROTOCOL_UDP = <int>PSC_PROTOCOL_UDP
@@ -119,6 +123,19 @@ cdef void fill_endpoint(psc_endpoint *endpoint, tuple fields) except *:
     memcpy(endpoint.address, <const char *>packed, len(packed))
 
 
+cdef void fill_target(psc_target *target, tuple fields) except *:
+    # (how the host moves, packed address, port or None)
+    host, address, port = fields
+    memset(target, 0, sizeof(psc_target))
+    target.host = host
+    target.has_port = port is not None
+    target.port = port or 0
+    cdef bytes packed = address
+    if len(packed) > 16:
+        raise ValueError("an address has at most 16 bytes")
+    memcpy(target.address, <const char *>packed, len(packed))
+
+
 cdef class Table:
     """A policy's rules as the core matches them; immutable."""
 
@@ -127,7 +144,7 @@ cdef class Table:
 
     def __cinit__(self, rules, int default, int error, bint unix_continue):
         # A rule: (verdict, family, protocol, match_address, packed address,
-        # prefix length, match_ports, first port, last port, errno)
+        # prefix length, match_ports, first port, last port, errno, target)
         cdef psc_rule *rule
         cdef bytes packed
         cdef size_t count = len(rules)
@@ -149,6 +166,8 @@ cdef class Table:
             rule.port_first = fields[7]
             rule.port_last = fields[8]
             rule.error = fields[9]
+            if fields[10] is not None:
+                fill_target(&rule.target, fields[10])
         self.policy.rules = self.rules
         self.policy.count = count
         self.policy.default_verdict = <psc_verdict>default
@@ -231,7 +250,7 @@ cdef class Request:
 
     @property
     def backlog(self):
-        return self.event.backlog
+        return self.event.backlog if self.event.call == 1 else None
 
     @property
     def comm(self):
@@ -280,12 +299,16 @@ cdef class Request:
             f"{self.host} port {self.port} by {self.comm}[{self.pid}]>"
         )
 
-    def _decide(self, int verdict, int error):
+    def _decide(self, int verdict, int error, target=None):
         """Answer, from any thread; False: somebody else has answered."""
         cdef int result
+        cdef psc_target place
+        if target is not None:
+            fill_target(&place, target)
         with nogil:
             result = psc_supervisor_decide(
-                self.supervisor.core, self.ticket, <psc_verdict>verdict, error)
+                self.supervisor.core, self.ticket, <psc_verdict>verdict, error,
+                &place)
         return result == 0
 
 
@@ -372,13 +395,13 @@ cdef class Supervisor:
             owner.settle(request, answer)
             return
         with nogil:
-            psc_supervisor_decide(self.core, request.ticket, verdict, 0)
+            psc_supervisor_decide(self.core, request.ticket, verdict, 0, NULL)
 
     def next_events(self, int most):
         """Take up to `most` finished requests, as tuples for events.py."""
         cdef psc_event event
         cdef list events = []
-        while len(events) < most and psc_event_ring_pop(&self.core.ring, &event):
+        while len(events) < most and psc_event_ring_pop(&self.core.books.ring, &event):
             events.append((
                 event.time_ns, event.call, event.pid, event.tid,
                 <bytes>event.comm, event.known,
@@ -439,7 +462,7 @@ cdef class Supervisor:
 
         The histogram is a list of (end of the bucket in ns, count).
         """
-        cdef psc_stats *stats = &self.core.stats
+        cdef psc_stats *stats = &self.core.books.stats
         counters = {
             "requests": stats.requests,
             "allowed": stats.allowed,
@@ -451,7 +474,7 @@ cdef class Supervisor:
             "failed": stats.failed,
             "hook_timeouts": stats.late,
             "takeovers": stats.takeovers,
-            "events_lost": self.core.ring.lost,
+            "events_lost": self.core.books.ring.lost,
         }
         histogram = [
             (psc_stats_bucket_end(i), stats.latency[i])

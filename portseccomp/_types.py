@@ -6,3 +6,5 @@ from typing import Any, TypeAlias
 EventFields: TypeAlias = tuple[Any, ...]
 # Family, IPPROTO_ number, packed address, port, dual stack.
 EndpointFields: TypeAlias = tuple[int, int, bytes, int, bool]
+# How the host moves (MOVE_HOST_...), packed address, port or None.
+TargetFields: TypeAlias = tuple[int, bytes, int | None]

@@ -61,6 +61,15 @@ cdef extern from "rules.h" nogil:
     enum: PSC_PROTOCOL_TCP
     enum: PSC_PROTOCOL_UDP
     enum: PSC_RULE_DEFAULT
+    enum: PSC_MOVE_HOST_KEEP
+    enum: PSC_MOVE_HOST_IPV4
+    enum: PSC_MOVE_HOST_IPV6
+    enum: PSC_MOVE_HOST_LOOPBACK
+    cdef struct psc_target:
+        uint8_t host
+        c_bool has_port
+        uint16_t port
+        uint8_t address[16]
     cdef struct psc_rule:
         uint8_t verdict
         uint8_t family
@@ -72,6 +81,7 @@ cdef extern from "rules.h" nogil:
         uint32_t port_first
         uint32_t port_last
         uint8_t address[16]
+        psc_target target
     cdef struct psc_policy:
         const psc_rule *rules
         size_t count
@@ -136,6 +146,9 @@ cdef extern from "stats.h" nogil:
     int64_t psc_stats_bucket_end(unsigned int bucket)
 
 cdef extern from "round.h" nogil:
+    cdef struct psc_books:
+        psc_event_ring ring
+        psc_stats stats
     cdef struct psc_request:
         psc_event event
 
@@ -149,8 +162,7 @@ cdef extern from "supervisor.h" nogil:
         c_bool stopping
         int standbys
         int live
-        psc_event_ring ring
-        psc_stats stats
+        psc_books books
         psc_bell event_bell
         uint64_t bell_threshold
     int psc_supervisor_init(
@@ -166,7 +178,7 @@ cdef extern from "supervisor.h" nogil:
     c_bool psc_supervisor_waits(psc_supervisor *supervisor, uint64_t ticket)
     int psc_supervisor_decide(
         psc_supervisor *supervisor, uint64_t ticket, psc_verdict verdict,
-        int error)
+        int error, const psc_target *target)
     void psc_supervisor_stop(psc_supervisor *supervisor)
     void psc_supervisor_close(psc_supervisor *supervisor)
     void psc_supervisor_forget(psc_supervisor *supervisor)

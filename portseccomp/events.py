@@ -30,6 +30,7 @@ _FAILURES: Final = (
     "too many requests wait for the hook",
     "the guard was closed in between",
     "the kernel sent a call that the filter does not name",
+    "the socket can't be moved there: it is of another family, or bound already",
 )
 
 # Failures that say something about the machine, not about one call.
@@ -109,8 +110,10 @@ class Event:
 
     @property
     def is_open(self) -> bool:
-        """Whether the call left its socket listening."""
-        return self.errno is None and self.verdict != "deny" and self.host is not None
+        """Whether the call left a port open: a TCP port opens at `listen`."""
+        if self.errno is not None or self.host is None or self.verdict == "deny":
+            return False
+        return self.call == "listen" or self.protocol in ("udp", "udplite")
 
     def __repr__(self) -> str:
         place = f"{self.requested_host} port {self.requested_port}"

@@ -7,11 +7,12 @@ means the same here (systemd.resource-control(5)).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from portseccomp import _core
-from portseccomp._types import EndpointFields
+from portseccomp._types import EndpointFields, TargetFields
 from portseccomp.errors import PolicyError
 from portseccomp.verdict import errno_name, errno_number
 
@@ -40,6 +41,14 @@ _NEEDS_SELECTOR = "needs a selector such as 8080, tcp:8000-8999 or any"
 _PROTOCOL_NUMBERS = {"tcp": 6, "udp": 17, "mptcp": 262, "sctp": 132}
 
 EPHEMERAL = 0
+
+_HIGHEST_PORT = 65535
+_VSOCK_PORT_ANY = 0xFFFFFFFF  # VMADDR_PORT_ANY of vsock(7)
+_HIGHEST_VSOCK_PORT = _VSOCK_PORT_ANY - 1
+_VSOCK_CHOICE = (
+    "is the kernel's choice, which vsock makes before it listens; right is the "
+    "port itself, or 'vsock' for all of them"
+)
 
 
 class Selector(NamedTuple):
@@ -77,6 +86,10 @@ class Rule(NamedTuple):
     def row(self, errno: int) -> tuple[object, ...]:
         """Return the rule for the core's table; `errno` is the policy's own."""
         one = self.selector
+        if self.target is not None and one.family == _core.FAMILY_ANY:
+            # An address of one family is no place for a socket of the other.
+            family = move_family(self.target.host)
+            one = one._replace(family=family)
         return (
             self.verdict,
             one.family,
@@ -88,6 +101,7 @@ class Rule(NamedTuple):
             one.port_first,
             one.port_last,
             self.errno or errno,
+            move_fields(*self.target) if self.target else None,
         )
 
 
@@ -168,23 +182,47 @@ def _suggest(word: str, words: Iterable[str] = _WORDS) -> str:
 
     if word.lower() == "localhost":
         return "; did you mean 'loopback'?"
+    if word == "*":
+        return "; did you mean 'wildcard'?"
     close = difflib.get_close_matches(word.lower(), words, 1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _pack(host: str) -> tuple[int, bytes] | None:
     """Return (family, packed address); a v4-mapped one is IPv4."""
-    import ipaddress
+    if ":" not in host:
+        numbers = [_decimal(one, 255) for one in host.split(".")]
+        known = [one for one in numbers if one is not None]
+        if len(numbers) != 4 or len(known) != 4:
+            return None
+        return _core.FAMILY_IPV4, bytes(known)
+
+    import ipaddress  # which takes longer than all of the policy
 
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.IPv6Address(host)
     except ValueError:
         return None
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is None:
-            return _core.FAMILY_IPV6, address.packed
-        address = address.ipv4_mapped
-    return _core.FAMILY_IPV4, address.packed
+    if address.ipv4_mapped is None:
+        return _core.FAMILY_IPV6, address.packed
+    return _core.FAMILY_IPV4, address.ipv4_mapped.packed
+
+
+def move_family(host: str | None) -> int:
+    """Return the family that a move to a host is for; FAMILY_ANY for each."""
+    packed = _pack(host) if host not in (None, "loopback") else None
+    return packed[0] if packed else _core.FAMILY_ANY
+
+
+def move_fields(host: str | None, port: int | None) -> TargetFields:
+    """Return a move's target as the core wants it."""
+    if host is None:
+        return _core.MOVE_HOST_KEEP, b"", port
+    if host == "loopback":
+        return _core.MOVE_HOST_LOOPBACK, b"", port
+    family, packed = _pack(host) or (0, b"")
+    four = family == _core.FAMILY_IPV4
+    return (_core.MOVE_HOST_IPV4 if four else _core.MOVE_HOST_IPV6), packed, port
 
 
 def _looks_like_address(part: str) -> bool:
@@ -201,6 +239,9 @@ def _parse_address(part: _Part, whole: _Text) -> tuple[int, bytes, int]:
     if "%" in inner:
         raise whole.error(part, "names an interface; a rule is about addresses only")
     packed = _pack(inner)
+    if packed is not None and bracketed and ":" not in inner:
+        right = f"{inner}{slash}{length_text}"
+        raise whole.error(part, f"is IPv4, written without brackets: {right}")
     if packed is None or bracketed != (":" in inner):
         raise whole.error(
             part, "is no address; right are 127.0.0.1, 10.0.0.0/8, [::1], [fd00::]/8"
@@ -211,8 +252,8 @@ def _parse_address(part: _Part, whole: _Text) -> tuple[int, bytes, int]:
     if slash:
         mapped = bracketed and family == _core.FAMILY_IPV4
         longest = 128 if mapped else bits
-        found = _number(length_text)
-        if found is None or found > longest:
+        found = _decimal(length_text, longest)
+        if found is None:
             raise whole.error(part, f"needs a prefix length of 0 to {longest}")
         length = found - 96 if mapped else found
         if length < 0:
@@ -231,12 +272,35 @@ def _parse_address(part: _Part, whole: _Text) -> tuple[int, bytes, int]:
     return family, address, length
 
 
+def _wrong_family(
+    part: _Part, wanted: str, found: tuple[int, bytes, int], whole: _Text
+) -> PolicyError:
+    """Say that an address is not of the family before it."""
+    family, address, length = found
+    if wanted != "ipv6" or not part.startswith("["):
+        return whole.error(part, f"is no address of {wanted}")
+    right = _show(family, address) + (f"/{length}" if length < 32 else "")
+    return whole.error(part, f"is judged as IPv4; right is {right}, without ipv6")
+
+
 def _show(family: int, packed: bytes) -> str:
     """Write an address as rules have it."""
+    if family == _core.FAMILY_IPV4:
+        return ".".join(map(str, packed))
+
     import ipaddress
 
-    address = ipaddress.ip_address(packed)
-    return f"[{address}]" if family == _core.FAMILY_IPV6 else str(address)
+    return f"[{ipaddress.IPv6Address(packed)}]"
+
+
+def _decimal(text: str, most: int) -> int | None:
+    """Read a plain decimal number of 0 to `most`."""
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
+        return None
+    if text[0] == "0" and text != "0":
+        return None
+    number = int(text)
+    return number if number <= most else None
 
 
 def _number(text: str) -> int | None:
@@ -260,8 +324,14 @@ def _parse_port(text: str, part: _Part, whole: _Text, most: int) -> int:
         raise whole.error(part, "has a leading zero")
     if port is None and not (text.isascii() and text.isdigit()):
         raise whole.error(part, "is no port; right are 8080, 8000-8999, ephemeral, any")
+    if port == EPHEMERAL and most == _HIGHEST_VSOCK_PORT:
+        raise whole.error(
+            part, "has port 0, which no rule can name; 'vsock' covers all ports"
+        )
     if port == EPHEMERAL:
         raise whole.error(part, "has port 0; the kernel's choice is called 'ephemeral'")
+    if port == _VSOCK_PORT_ANY and most == _HIGHEST_VSOCK_PORT:
+        raise whole.error(part, _VSOCK_CHOICE)
     if port is None or port > most:
         raise whole.error(part, f"is above {most}, the highest port")
     return port
@@ -271,6 +341,8 @@ def _parse_ports(part: _Part, whole: _Text, most: int) -> tuple[int, int, int]:
     """Parse the ports of a selector; return (match_ports, first, last)."""
     if part == "any":
         return _core.PORTS_ANY, 0, 0
+    if part == "ephemeral" and most == _HIGHEST_VSOCK_PORT:
+        raise whole.error(part, _VSOCK_CHOICE)
     if part == "ephemeral":
         return _core.PORTS_EPHEMERAL, 0, 0
     first_text, dash, last_text = part.partition("-")
@@ -281,11 +353,14 @@ def _parse_ports(part: _Part, whole: _Text, most: int) -> tuple[int, int, int]:
     return _core.PORTS_RANGE, first, last
 
 
+_HEXTETS = frozenset("0123456789abcdefABCDEF:.")
+
+
 def _check_brackets(text: _Part, whole: _Text) -> None:
     """An IPv6 address without brackets falls apart at its colons."""
-    if text.count(":") < 2 or "[" in text:
-        return
     address, slash, length = text.partition("/")
+    if text.count(":") < 2 or not _HEXTETS.issuperset(address.partition("%")[0]):
+        return
     if _pack(address) is None:
         host, _, port = address.rpartition(":")
         if _pack(host) is None or slash:
@@ -316,6 +391,7 @@ class _SelectorParser:
 
     def take(self, part: _Part) -> None:
         """Take one part; raises PolicyError for one that does not fit."""
+        self._check_habits(part)
         word = part.lower() if part.lower() in PROTOCOLS else str(part)
         found = self.found
         if word in FAMILIES:
@@ -333,7 +409,8 @@ class _SelectorParser:
             self._take_address(part)
         elif word in ("any", "ephemeral") or part[:1].isdigit() or part[:1] == "+":
             self._once(part, 4)
-            most = 0xFFFFFFFF if self.family == "vsock" else 65535
+            vsock = self.family == "vsock"
+            most = _HIGHEST_VSOCK_PORT if vsock else _HIGHEST_PORT
             match, first, last = _parse_ports(part, self._whole, most)
             self.found = found._replace(
                 match_ports=match, port_first=first, port_last=last
@@ -347,10 +424,21 @@ class _SelectorParser:
                 part, f"is no family, protocol, address or port{_suggest(part)}"
             )
 
+    def _check_habits(self, part: _Part) -> None:
+        """Answer what is written so elsewhere."""
+        if self.family == "unix" and part[:1] in ("/", "@", "."):
+            raise self._whole.error(
+                part, "is a path, which rules don't look at; right is 'unix' alone"
+            )
+        first, _, last = part.partition("/")
+        for protocol, ports in ((first, last), (last, first)):
+            if protocol.lower() in PROTOCOLS and ports[:1].isdigit():
+                raise self._whole.error(part, f"is written {protocol}:{ports}")
+
     def _take_address(self, part: _Part) -> None:
-        family, address, length = _parse_address(part, self._whole)
+        place = family, address, length = _parse_address(part, self._whole)
         if self.family and FAMILIES[self.family] != family:
-            raise self._whole.error(part, f"is no address of {self.family}")
+            raise _wrong_family(part, self.family, place, self._whole)
         self.found = self.found._replace(
             family=family,
             match_address=_core.ADDRESS_PREFIX,
@@ -376,9 +464,15 @@ def _parse_selector(text: _Part, whole: _Text) -> Selector:
         return Selector()
     if not text:
         raise whole.error(None, _NEEDS_SELECTOR)
+    if "," in text:
+        one = "one rule each, in a list" if whole.what == "rule" else "one of them"
+        raise whole.error(text, f"is more than one selector; write {one}")
     _check_brackets(text, whole)
+    parts = text.fields()
+    if parts[-1] == "*":
+        raise whole.error(parts[-1], "is no port; did you mean 'any'?")
     parser = _SelectorParser(whole)
-    for part in text.fields():
+    for part in parts:
         parser.take(part)
     return parser.end(text)
 
@@ -408,7 +502,9 @@ def _parse_target(text: _Part, whole: _Text) -> Target:
         if part == "ephemeral":
             port = EPHEMERAL
         elif part[:1].isdigit() or part[:1] == "+":
-            port = _parse_port(part, part, whole, 65535)
+            if "-" in part:
+                raise whole.error(part, "is a range; a target has only one port")
+            port = _parse_port(part, part, whole, _HIGHEST_PORT)
         else:
             right = "right are ADDRESS, PORT, ADDRESS:PORT"
             raise whole.error(part, f"is no target; {right}{_suggest(part)}")
@@ -434,26 +530,43 @@ def parse_rule(text: str) -> Rule:
     if not rest or rest[0] in ("with", "->"):
         raise whole.error(None, _NEEDS_SELECTOR)
 
+    for word in rest[1:]:
+        if word in VERBS:
+            raise whole.error(
+                whole.rest(word), "is another rule; write one rule each, in a list"
+            )
+
     errno: int | None = None
     target: Target | None = None
     selector = _parse_selector(rest[0], whole)
     if verb == "move":
-        target = _parse_move(rest[0], rest[1:], whole)
+        target = _parse_move(rest[1:], whole)
         _check_move(selector, target, rest[2] if len(rest) > 2 else None, whole)
     elif verb == "deny" and len(rest) > 1:
-        if rest[1] != "with" or len(rest) != 3:
-            raise whole.error(rest[1], "is wrong; right is: deny SELECTOR with ERRNO")
-        try:
-            errno = errno_number(rest[2])
-        except ValueError as error:
-            raise PolicyError(f"rule {text!r}: {error}") from None
+        errno = _parse_errno(rest[1:], whole)
     elif len(rest) > 1:
         tail = whole.rest(rest[1])
         raise whole.error(tail, f"is too much; right is: {verb} SELECTOR")
     return Rule(text, VERBS[verb], selector, errno, target)
 
 
-def _parse_move(selector: _Part, rest: list[_Part], whole: _Text) -> Target:
+def _parse_errno(rest: list[_Part], whole: _Text) -> int:
+    """Parse what follows the selector of a deny rule."""
+    right = "right is: deny SELECTOR with ERRNO"
+    if rest[0] != "with":
+        raise whole.error(rest[0], f"is wrong; {right}")
+    if len(rest) == 1:
+        raise whole.error(rest[0], f"needs an errno; {right}")
+    if len(rest) > 2:
+        raise whole.error(whole.rest(rest[2]), f"is too much; {right}")
+    try:
+        return errno_number(rest[1])
+    except ValueError as error:
+        why = str(error).removeprefix(f"{str(rest[1])!r} ")
+        raise whole.error(rest[1], why) from None
+
+
+def _parse_move(rest: list[_Part], whole: _Text) -> Target:
     if not rest or rest[0] != "->":
         raise whole.error(None, "needs a target: move SELECTOR -> TARGET")
     if len(rest) > 2:
@@ -513,7 +626,7 @@ def format_rule(rule: Rule) -> str:
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Parse an endpoint: [PROTOCOL:]ADDRESS:PORT, unix:PATH or vsock:PORT.
+    """Parse an endpoint: [PROTOCOL:]ADDRESS:PORT, unix:PATH or vsock:[CID:]PORT.
 
     Without a protocol it is TCP; without an address, or with `wildcard`, the
     IPv4 wildcard. An IPv6 wildcard is open on IPv4 too, unless `ipv6:` stands
@@ -530,13 +643,13 @@ def parse_endpoint(text: str) -> Endpoint:
     head = str(parts[0])
     if head == "unix":
         return Endpoint(text, _core.FAMILY_UNIX, 0, b"", 0, False)
+    if head == "vsock":
+        return _parse_vsock(text, parts[1:], whole)
     family = FAMILIES[parts.pop(0)] if head in FAMILIES else _core.FAMILY_ANY
     number = _PROTOCOL_NUMBERS["tcp"]
     if parts and parts[0] in _PROTOCOL_NUMBERS:
         number = _PROTOCOL_NUMBERS[parts.pop(0)]
-    port = _parse_endpoint_port(parts, whole, vsock=head == "vsock")
-    if head == "vsock" and not parts:
-        return Endpoint(text, family, 0, b"", port, False)
+    port = _parse_endpoint_port(parts, whole)
 
     host = parts.pop() if parts else _Part("wildcard", 1)
     if parts:
@@ -550,16 +663,38 @@ def parse_endpoint(text: str) -> Endpoint:
             raise whole.error(host, "is a network; an endpoint is one address")
         if not _looks_like_address(host):
             raise whole.error(host, f"is no address such as 127.0.0.1{_suggest(host)}")
-        found, address, _ = _parse_address(host, whole)
+        place = found, address, _ = _parse_address(host, whole)
         if family not in (_core.FAMILY_ANY, found):
-            raise whole.error(host, f"is no address of {head}")
+            raise _wrong_family(host, head, place, whole)
     dual_stack = (
         found == _core.FAMILY_IPV6 and not any(address) and family == _core.FAMILY_ANY
     )
     return Endpoint(text, found, number, address, port, dual_stack)
 
 
-def _parse_endpoint_port(parts: list[_Part], whole: _Text, *, vsock: bool) -> int:
+def _parse_vsock(text: str, parts: list[_Part], whole: _Text) -> Endpoint:
+    """Parse what follows `vsock:` in an endpoint, PORT or CID:PORT."""
+    right = "right is vsock:PORT or vsock:CID:PORT"
+    if not parts or not parts[-1]:
+        raise whole.error(None, f"needs a port; {right}")
+    *cids, part = parts
+    if len(cids) > 1:
+        raise whole.error(part, f"is too much; {right}")
+    address = b""
+    if cids:
+        cid = _number(cids[0])
+        if cid is None or cid > 0xFFFFFFFF:
+            raise whole.error(cids[0], f"is no CID, the address of vsock; {right}")
+        address = cid.to_bytes(4, sys.byteorder)
+    if part == "ephemeral":
+        raise whole.error(part, _VSOCK_CHOICE)
+    if not part[:1].isdigit() or "-" in part:
+        raise whole.error(part, f"is not one port; {right}")
+    port = 0 if part == "0" else _parse_port(part, part, whole, _HIGHEST_VSOCK_PORT)
+    return Endpoint(text, _core.FAMILY_VSOCK, 0, address, port, False)
+
+
+def _parse_endpoint_port(parts: list[_Part], whole: _Text) -> int:
     right = "needs a port: tcp:127.0.0.1:8080"
     if not parts or not parts[-1]:
         raise whole.error(None, right)
@@ -570,4 +705,4 @@ def _parse_endpoint_port(parts: list[_Part], whole: _Text, *, vsock: bool) -> in
         raise whole.error(part, right)
     if not part[:1].isdigit() or "-" in part:
         raise whole.error(part, f"is not one port; it {right}")
-    return _parse_port(part, part, whole, 0xFFFFFFFF if vsock else 65535)
+    return _parse_port(part, part, whole, _HIGHEST_PORT)

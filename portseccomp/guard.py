@@ -31,7 +31,7 @@ from portseccomp.events import (
 from portseccomp.grammar import parse_selector
 from portseccomp.hook import Hook, HookFailures, HookRunner, load_hook
 from portseccomp.launcher import Launcher
-from portseccomp.policy import Policy, check_supported, make_policy
+from portseccomp.policy import Policy, make_policy
 from portseccomp.supervisor import MAX_HOOKS, Supervision
 
 if TYPE_CHECKING:
@@ -212,7 +212,6 @@ class Guard:
     def _check_arguments(
         self, hook: Hook | None, hook_timeout: float, unix: str, event_buffer: int
     ) -> None:
-        check_supported(self._policy)
         if hook is None and self._policy.asks:
             raise PolicyError("the policy asks a hook, and there is none: give hook=")
         if hook is not None and not callable(hook):
@@ -240,7 +239,9 @@ class Guard:
 
     def _launch(self) -> Launcher:
         """Start a guarded thread whose listener the supervisor serves."""
-        launcher = Launcher(need_bind=False, no_io_uring=self._table.can_deny)
+        launcher = Launcher(
+            need_bind=self._policy.needs_bind, no_io_uring=self._table.can_deny
+        )
         try:
             self._state.core.add(launcher.listener_fd, self._table)
         except OSError as error:
@@ -591,7 +592,7 @@ class _Match:
 
     def __init__(self, selector: str) -> None:
         parsed = parse_selector(selector)
-        row = (_core.VERDICT_ALLOW, *parsed, 0)
+        row = (_core.VERDICT_ALLOW, *parsed, 0, None)
         self._table = _core.Table([row], _core.VERDICT_ALLOW, 1, False)
         # `any` has ports in mind; here it means whatever listens.
         self._all = selector.strip() == "any"

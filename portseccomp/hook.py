@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from portseccomp import _core
 from portseccomp.errors import HookError, PolicyError
+from portseccomp.grammar import move_fields
 from portseccomp.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -42,7 +43,12 @@ def load_hook(spec: str) -> Hook:
                 raise PolicyError(f"hook {spec!r}: {place} is no Python file")
             module = importlib.util.module_from_spec(found)
             sys.modules.setdefault(stem, module)
-            found.loader.exec_module(module)
+            try:
+                found.loader.exec_module(module)
+            except BaseException:
+                if sys.modules.get(stem) is module:
+                    del sys.modules[stem]
+                raise
         else:
             if "" not in sys.path and os.getcwd() not in sys.path:
                 sys.path.insert(0, os.getcwd())
@@ -61,6 +67,13 @@ def load_hook(spec: str) -> Hook:
     if not callable(hook):
         raise PolicyError(f"hook {spec!r}: {place} has no function {name!r}")
     return hook
+
+
+_CODES = {
+    "allow": _core.VERDICT_ALLOW,
+    "deny": _core.VERDICT_DENY,
+    "move": _core.VERDICT_MOVE,
+}
 
 
 class HookFailures:
@@ -154,21 +167,16 @@ class HookRunner:
             code = _core.VERDICT_ALLOW if answer else _core.VERDICT_DENY
             request._decide(code, 0)
             return
-        if isinstance(answer, Verdict) and answer.kind != "move":
-            allowed = answer.kind == "allow"
-            code = _core.VERDICT_ALLOW if allowed else _core.VERDICT_DENY
-            request._decide(code, answer.errno or 0)
-            return
         if isinstance(answer, Verdict):
-            self._failures.add(
-                f"the hook answered {answer!r} for {request!r}: move is not "
-                "supported yet"
-            )
-        else:
-            self._failures.add(
-                f"the hook returned {answer!r} for {request!r}; right are ALLOW, "
-                "DENY, deny(errno), True, False"
-            )
+            target = None
+            if answer.kind == "move":
+                target = move_fields(answer.host, answer.port)
+            request._decide(_CODES[answer.kind], answer.errno or 0, target)
+            return
+        self._failures.add(
+            f"the hook returned {answer!r} for {request!r}; right are ALLOW, DENY, "
+            "deny(errno), move(...), True, False"
+        )
         request._decide(_core.VERDICT_DENY, 0)
 
     # ---- coroutines ----

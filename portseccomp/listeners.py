@@ -7,8 +7,11 @@ import os
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TypeAlias
 
 from portseccomp.events import Event
+
+_Net: TypeAlias = tuple[int, int] | None  # a network namespace
 
 _LISTEN = "0A"  # TCP_LISTEN, as /proc/net/tcp prints states (proc_net(5))
 _UNIX_LISTENING = 0x10000  # SO_ACCEPTCON in /proc/net/unix's flags
@@ -34,12 +37,13 @@ def _read_lines(pid: int, name: str) -> list[str]:
     return []
 
 
-def _listening_addresses(pid: int) -> set[str]:
+def _open_addresses(pid: int, protocol: str) -> set[str]:
+    """What is open: TCP sockets that listen, and all UDP sockets."""
     found = set()
-    for name in ("tcp", "tcp6"):
+    for name in (protocol, f"{protocol}6"):
         for line in _read_lines(pid, name):
             fields = line.split()
-            if fields[3] == _LISTEN:
+            if protocol != "tcp" or fields[3] == _LISTEN:
                 found.add(fields[1])
     return found
 
@@ -53,7 +57,7 @@ def _listening_paths(pid: int) -> set[str]:
     return found
 
 
-def _net_of(pid: int) -> tuple[int, int] | None:
+def _net_of(pid: int) -> _Net:
     try:
         found = os.stat(f"/proc/{pid}/ns/net")
     except OSError:
@@ -65,8 +69,8 @@ class OpenPorts:
     """One look at the kernel's tables, each read at most once."""
 
     def __init__(self) -> None:
-        self._addresses: dict[tuple[int, int] | None, set[str]] = {}
-        self._paths: dict[tuple[int, int] | None, set[str]] = {}
+        self._addresses: dict[tuple[_Net, str], set[str]] = {}
+        self._paths: dict[_Net, set[str]] = {}
 
     def has(self, event: Event) -> bool:
         """Whether what an event has opened is open now."""
@@ -74,9 +78,11 @@ class OpenPorts:
             return False
         net = _net_of(event.pid)
         if event.family in ("ipv4", "ipv6"):
-            if net not in self._addresses:
-                self._addresses[net] = _listening_addresses(event.pid)
-            addresses = self._addresses[net]
+            protocol = event.protocol or ""
+            table = protocol if protocol in ("udp", "udplite") else "tcp"
+            if (net, table) not in self._addresses:
+                self._addresses[net, table] = _open_addresses(event.pid, table)
+            addresses = self._addresses[net, table]
             port = event.port or 0
             if _kernel_form(event.host, port) in addresses:
                 return True

@@ -69,6 +69,13 @@ class Policy:
     ) -> None:
         if isinstance(rules, str):
             rules = (rules,)
+        if isinstance(rules, (bytes, bytearray)):
+            raise PolicyError(f"rules are strings, not {rules!r}")
+        if hook is not None and not isinstance(hook, str):
+            raise PolicyError(
+                f"hook {hook!r}: a policy names it, 'module:function'; a function "
+                "is given to the guard"
+            )
         try:
             iterator = iter(rules)
         except TypeError:
@@ -91,12 +98,16 @@ class Policy:
         """
         import tomllib
 
-        name = os.fspath(path)
+        name = os.fsdecode(path)
         with open(name, "rb") as file:
             try:
                 content = tomllib.load(file)
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise PolicyError(f"{name}: {error}") from None
+            except ValueError:  # int()'s own limit of digits
+                raise PolicyError(f"{name}: a number has too many digits") from None
+            except RecursionError:
+                raise PolicyError(f"{name}: it is nested too deeply") from None
         unknown = sorted(content.keys() - {"rules", "default", "errno", "hook"})
         if unknown:
             raise PolicyError(
@@ -149,6 +160,24 @@ class Policy:
             one.verdict == _core.VERDICT_ASK for one in self._rules
         )
 
+    @property
+    def needs_bind(self) -> bool:
+        """Whether `bind` must be intercepted: for UDP, ephemeral and moves."""
+        if self._default != "allow" or not self._rules:
+            return True
+        for one in self._rules:
+            named = one.selector.family in (_core.FAMILY_UNIX, _core.FAMILY_VSOCK)
+            tcp = one.selector.protocol == _core.PROTOCOL_TCP
+            ephemeral = one.selector.match_ports == _core.PORTS_EPHEMERAL
+            moves = one.verdict == _core.VERDICT_MOVE
+            if not (named or tcp) or ephemeral or moves:
+                return True
+            if one.selector.family == _core.FAMILY_UNIX and one.verdict != (
+                _core.VERDICT_ALLOW
+            ):
+                return True
+        return False
+
     def table(self, *, unix_continue: bool) -> _core.Table:
         """Return the rules as the core matches them. Private."""
         return _core.Table(
@@ -193,9 +222,27 @@ class Policy:
     def _identity(self) -> tuple[object, ...]:
         return self._rules, self._default, self._errno, self._hook
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # The core's table stays behind; it is made again from the rules.
+        return _restore, (type(self), *self._identity())
+
     def __repr__(self) -> str:
         rules = [one.text for one in self._rules]
-        return f"Policy({rules!r}, default={self._default!r}, errno={self.errno!r})"
+        text = f"{rules!r}, default={self._default!r}, errno={self.errno!r}"
+        if self._hook is not None:
+            text += f", hook={self._hook!r}"
+        return f"Policy({text})"
+
+
+def _restore(
+    kind: type[Policy],
+    rules: tuple[Rule, ...],
+    default: str,
+    errno: int,
+    hook: str | None,
+) -> Policy:
+    """Make a policy that was copied or pickled."""
+    return kind(rules, default=default, errno=errno, hook=hook)
 
 
 def _check_errno(errno: str | int) -> int:
@@ -203,6 +250,8 @@ def _check_errno(errno: str | int) -> int:
         number = errno_number(errno) if isinstance(errno, str) else errno
     except ValueError as error:
         raise PolicyError(f"errno: {error}") from None
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise PolicyError(f"errno: {errno!r} is no name such as 'EACCES', or number")
     if number not in _errno.errorcode:
         raise PolicyError(f"errno: {errno!r} is no errno of this system")
     return number
@@ -210,14 +259,14 @@ def _check_errno(errno: str | int) -> int:
 
 def _check_default(default: str | None, rules: tuple[Rule, ...]) -> str:
     if default is not None:
-        if default not in _DEFAULTS:
+        if not isinstance(default, str) or default not in _DEFAULTS:
             raise PolicyError(f"default {default!r}: right are allow, deny, ask")
         return default
     verdicts = {one.verdict for one in rules}
     if {_core.VERDICT_ALLOW, _core.VERDICT_DENY} <= verdicts:
         raise PolicyError(
             "allow and deny rules are mixed: say what holds for everything else, "
-            "default allow or default deny"
+            "default allow or default deny (--default on the command line)"
         )
     return "deny" if _core.VERDICT_ALLOW in verdicts else "allow"
 
@@ -229,23 +278,3 @@ def make_policy(policy: PolicyLike, *, hooked: bool) -> Policy:
     if policy is None:
         return Policy(default="ask" if hooked else "allow")
     return Policy(policy)
-
-
-def check_supported(policy: Policy) -> None:
-    """Refuse what needs `bind` to be intercepted, until it is."""
-    for rule in policy.rules:
-        if rule.verdict == _core.VERDICT_MOVE:
-            raise PolicyError(
-                f"rule {rule.text!r}: move is not supported yet: this version "
-                "guards listen, and a port moves at bind"
-            )
-        if rule.selector.match_ports == _core.PORTS_EPHEMERAL:
-            raise PolicyError(
-                f"rule {rule.text!r}: ephemeral is not supported yet: this version "
-                "guards listen, and port 0 is asked for at bind"
-            )
-        if rule.selector.protocol == _core.PROTOCOL_UDP:
-            raise PolicyError(
-                f"rule {rule.text!r}: udp is not supported yet: this version guards "
-                "listen, and a UDP port opens at bind"
-            )

@@ -3,21 +3,73 @@
 from __future__ import annotations
 
 import errno as _errno
-from typing import Final, NamedTuple
+from typing import Final
 
 
-class Verdict(NamedTuple):
+class Verdict:
     """A hook's answer: use ALLOW, DENY, `deny(errno)` or `move(...)`.
 
     `kind`: "allow", "deny" or "move". `errno`: of a denial; None for the
     policy's own. `host`, `port`: where a move goes; None leaves that part as
     it is, and port 0 is ephemeral.
+
+    Immutable. ALLOW and DENY are one object each, copied and unpickled ones
+    too, so that `is` tells them. Raises ValueError for another kind, and for
+    an errno or a place that its kind does not have.
     """
 
+    __slots__ = ("kind", "errno", "host", "port")
+    __match_args__ = __slots__
+
     kind: str
-    errno: int | None = None
-    host: str | None = None
-    port: int | None = None
+    errno: int | None
+    host: str | None
+    port: int | None
+
+    def __new__(
+        cls,
+        kind: str,
+        errno: int | None = None,
+        host: str | None = None,
+        port: int | None = None,
+    ) -> Verdict:
+        if kind not in ("allow", "deny", "move"):
+            raise ValueError(f"{kind!r} is no verdict; right are allow, deny, move")
+        if errno is not None and kind != "deny":
+            raise ValueError(f"{kind!r} has no errno")
+        if (host, port) != (None, None) and kind != "move":
+            raise ValueError(f"{kind!r} has no host and no port")
+        if errno is None and kind in _PLAIN:
+            return _PLAIN[kind]
+        self = super().__new__(cls)
+        for name, value in zip(cls.__slots__, (kind, errno, host, port), strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+    def _fields(self) -> tuple[str, int | None, str | None, int | None]:
+        return self.kind, self.errno, self.host, self.port
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a verdict can't be changed: {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a verdict can't be changed: {name}")
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"a verdict is neither true nor false; compare it: `is ALLOW` ({self!r})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Verdict):
+            return NotImplemented
+        return self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Verdict, self._fields()
 
     def __repr__(self) -> str:
         if self.kind == "move":
@@ -27,8 +79,10 @@ class Verdict(NamedTuple):
         return self.kind.upper()
 
 
+_PLAIN: dict[str, Verdict] = {}  # ALLOW and DENY
 ALLOW: Final = Verdict("allow")
 DENY: Final = Verdict("deny")
+_PLAIN.update(allow=ALLOW, deny=DENY)
 
 
 # Of two names for one number, the one that listen(2) and bind(2) use.

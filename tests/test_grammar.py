@@ -224,8 +224,18 @@ NOT_SYSTEMD_EITHER = (
 # mean has a name here, and the error says so.
 ZERO = ("0", "tcp:0", "0-100", "0-65535")
 
-# strtoul(3) with base 0 reads these in systemd; nobody can mean them another way.
-ODD_NUMBERS = {"0x50": 80, "0x1F90": 8080, "+80": 80}
+# systemd reads these too: strtoul(3) with base 0, names in either case.
+ODD = {
+    "0x50": ports(80),
+    "0x1F90-0x1f99": ports(8080, 8089),
+    "+80": ports(80),
+    "+0x50": ports(80),
+    "tcp:+80": {"protocol": TCP, **ports(80)},
+    "TCP:80": {"protocol": TCP, **ports(80)},
+    "ipv4:Udp": {"family": FOUR, "protocol": UDP},
+}
+# For systemd these are octal, binary or wrong; here they are refused.
+OTHER_BASES = ("010", "1-010", "08", "0080", "00", "0b11", "0o17")
 
 
 @pytest.mark.parametrize("text", SYSTEMD_RULES)
@@ -248,32 +258,24 @@ def test_port_zero_is_called_ephemeral(text):
         parse_rule(f"allow {text}")
 
 
-def test_leading_zero_is_no_other_port():
-    """A number that systemd reads as octal never means another port here."""
-    try:
-        found = parse_selector("010")
-    except PolicyError:
-        return
-    assert found == Selector(**ports(8))
+@pytest.mark.parametrize("text", OTHER_BASES)
+def test_number_is_never_another_port(text):
+    """A number that systemd reads in another base is refused, not read as decimal."""
+    with pytest.raises(PolicyError):
+        parse_selector(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "meaning"),
-    [
-        *((text, ports(port)) for text, port in ODD_NUMBERS.items()),
-        ("TCP:80", {"protocol": TCP, **ports(80)}),
-    ],
-)
-def test_systemd_oddities(text, meaning):
+@pytest.mark.parametrize("text", ODD)
+def test_systemd_oddities(text):
     """Even the spellings that systemd only happens to accept mean the same."""
-    assert parse_selector(text) == Selector(**meaning)
+    assert parse_selector(text) == Selector(**ODD[text])
 
 
 def test_systemd_itself_agrees(tmp_path):
     """systemd accepts what this file believes it does, and refuses the rest."""
     verify = need("systemd-analyze", "systemd")
     unit = tmp_path / "rules.service"
-    texts = [*SYSTEMD_RULES, *NOT_SYSTEMD_EITHER]
+    texts = [*SYSTEMD_RULES, *ODD, *NOT_SYSTEMD_EITHER]
     lines = "".join(f"SocketBindAllow={one}\n" for one in texts)
     unit.write_text(f"[Service]\nType=oneshot\nExecStart=/bin/true\n{lines}")
     done = subprocess.run(

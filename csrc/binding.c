@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: MIT */
+#include "binding.h"
+
+#include <errno.h>
+#include <linux/netlink.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#include "move.h"
+#include "privilege.h"
+#include "socket.h"
+
+/* The shortest IPv6 address that the kernel takes: without a scope. */
+#define SHORTEST_IN6 24
+
+static int read_address(struct psc_request *request, int32_t tid,
+			uint64_t address, int length)
+{
+	struct iovec local = {.iov_base = &request->address,
+			      .iov_len = (size_t)length};
+	struct iovec remote = {.iov_base = (void *)(uintptr_t)address,
+			       .iov_len = (size_t)length};
+	ssize_t got;
+
+	memset(&request->address, 0, sizeof(request->address));
+	request->address_length = 0;
+	if (length < 0 || (size_t)length > sizeof(request->address))
+		return -EINVAL;
+	if (length > 0) {
+		got = process_vm_readv(tid, &local, 1, &remote, 1, 0);
+		if (got < 0)
+			return -errno;
+		if (got != length)
+			return -EFAULT;
+	}
+	request->address_length = (socklen_t)length;
+	return 0;
+}
+
+/*
+ * What an address means to this socket. Its own family decides: an AF_UNSPEC
+ * address on an IPv4 socket is an IPv4 address. False: the kernel refuses it.
+ */
+static bool read_meaning(const struct psc_request *request,
+			 struct psc_endpoint *asked)
+{
+	union psc_sockaddr address = request->address;
+	const sa_family_t family = address.generic.sa_family;
+
+	*asked = request->bound;
+	if (asked->af == AF_INET) {
+		if (request->address_length < sizeof(struct sockaddr_in) ||
+		    (family != AF_INET && family != AF_UNSPEC))
+			return false;
+		address.generic.sa_family = AF_INET;
+	} else if (asked->af == AF_INET6) {
+		if (request->address_length < SHORTEST_IN6 ||
+		    family != AF_INET6)
+			return false;
+		if (request->address_length < sizeof(struct sockaddr_in6))
+			((struct sockaddr_in6 *)&address)->sin6_scope_id = 0;
+	} else if (family != AF_INET && family != AF_INET6) {
+		return false; /* SMC takes either */
+	}
+	psc_endpoint_from_sockaddr(&address, sizeof(address), asked);
+	/* Open on IPv4 too, if it becomes a wildcard and was not V6ONLY. */
+	asked->dual_stack = asked->dual_stack &&
+			    asked->family == PSC_FAMILY_IPV6 &&
+			    psc_endpoint_is_wildcard(asked);
+	return true;
+}
+
+int psc_binding_judge(struct psc_request *request, int32_t tid,
+		      uint64_t address, int length)
+{
+	const struct psc_policy *policy = request->source->policy;
+	const bool can_deny = request->source->can_deny;
+	struct psc_endpoint *asked = &request->event.requested;
+	struct psc_decision decision;
+	int result;
+
+	*asked = request->bound;
+	request->decision = (struct psc_decision){.rule = PSC_RULE_DEFAULT};
+	request->quiet = true;
+	if (asked->family == PSC_FAMILY_UNIX) {
+		/*
+		 * A path means what it means to the caller: its directory, its
+		 * root, its credentials. So only a rule that denies unix
+		 * sockets keeps the kernel from running the call.
+		 */
+		request->decision = psc_rules_decide(policy, asked);
+		request->let_continue =
+			request->decision.verdict == PSC_VERDICT_ALLOW;
+		request->quiet = request->let_continue;
+		if (!request->quiet &&
+		    read_address(request, tid, address, length) == 0)
+			psc_endpoint_from_sockaddr(&request->address,
+						   request->address_length,
+						   asked);
+		return 0;
+	}
+	if (!psc_endpoint_has_ports(asked) && !can_deny) {
+		request->let_continue = true;
+		return 0;
+	}
+
+	result = read_address(request, tid, address, length);
+	if (result < 0)
+		return result;
+	if (!psc_endpoint_has_ports(asked) || !read_meaning(request, asked)) {
+		*asked = request->bound;
+		return 0;
+	}
+
+	decision = psc_rules_decide(policy, asked);
+	if (psc_endpoint_is_udp(asked)) {
+		request->decision = decision;
+		request->quiet = false;
+	} else if (psc_endpoint_is_tcp(asked) &&
+		   decision.verdict == PSC_VERDICT_MOVE) {
+		request->decision = decision;
+		request->quiet = false;
+	} else {
+		/* Nothing opens, and nothing can be denied: not ours to make. */
+		request->let_continue = !can_deny;
+	}
+	return 0;
+}
+
+static uint32_t port_of(const union psc_sockaddr *address)
+{
+	const void *raw = address;
+
+	if (address->generic.sa_family == AF_INET6)
+		return ntohs(((const struct sockaddr_in6 *)raw)->sin6_port);
+	if (address->generic.sa_family == AF_INET ||
+	    address->generic.sa_family == AF_UNSPEC)
+		return ntohs(((const struct sockaddr_in *)raw)->sin_port);
+	return 0;
+}
+
+static uint64_t hash_bytes(const void *bytes, size_t length)
+{
+	const uint8_t *next = bytes;
+	uint64_t hash = 14695981039346656037u; /* FNV-1a */
+
+	for (size_t i = 0; i < length; i++)
+		hash = (hash ^ next[i]) * 1099511628211u;
+	return hash;
+}
+
+static struct psc_memory_interrupted
+describe(const struct psc_request *request)
+{
+	return (struct psc_memory_interrupted){
+		.cookie = request->event.cookie,
+		.tid = request->event.tid,
+		.address_hash = hash_bytes(&request->address,
+					   request->address_length),
+	};
+}
+
+void psc_binding_interrupted(const struct psc_request *request,
+			     struct psc_memory *memory)
+{
+	const struct psc_memory_interrupted bind = describe(request);
+
+	if (request->made)
+		psc_memory_interrupt(memory, &bind);
+}
+
+/* What `listen` has to know of a TCP socket that is bound now. */
+static void remember(struct psc_request *request, struct psc_memory *memory)
+{
+	const struct psc_endpoint *asked = &request->event.requested;
+	enum psc_memory_kind kind = PSC_MEMORY_NOTHING;
+
+	if (request->decision.verdict == PSC_VERDICT_MOVE)
+		kind = PSC_MEMORY_MOVED;
+	else if (asked->port == PSC_PORT_EPHEMERAL)
+		kind = PSC_MEMORY_EPHEMERAL;
+	psc_memory_store(memory, request->event.cookie, kind,
+			 request->event.rule, asked);
+}
+
+void psc_binding_continues(struct psc_request *request,
+			   struct psc_memory *memory)
+{
+	if (psc_endpoint_is_tcp(&request->event.requested))
+		remember(request, memory);
+}
+
+/*
+ * Netlink gives an unnamed socket the number of the process that binds it:
+ * that is not us. Where it is taken, the kernel's next choice is as good.
+ */
+static int bind_netlink(struct psc_request *request)
+{
+	union psc_sockaddr address = request->address;
+	struct sockaddr_nl *netlink = (struct sockaddr_nl *)&address;
+	const socklen_t length = request->address_length;
+	int result = -EADDRINUSE;
+
+	if (length >= sizeof(*netlink) && netlink->nl_pid == 0) {
+		netlink->nl_pid = (uint32_t)request->event.pid;
+		result = psc_privilege_bind(request->copy_fd, &address, length,
+					    0, request->event.tid);
+	}
+	if (result == -EADDRINUSE)
+		result = psc_privilege_bind(request->copy_fd, &request->address,
+					    length, 0, request->event.tid);
+	return result;
+}
+
+int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
+{
+	struct psc_event *event = &request->event;
+	const struct psc_endpoint *asked = &event->requested;
+	const bool moves = request->decision.verdict == PSC_VERDICT_MOVE;
+	const struct psc_memory_interrupted bind = describe(request);
+	union psc_sockaddr address = request->address;
+	socklen_t length = request->address_length;
+	int result;
+
+	if (moves && psc_move_address(&request->decision.target, asked, &address,
+				      &length) < 0)
+		return -EXDEV;
+	if (request->bound.af == AF_NETLINK)
+		return bind_netlink(request);
+	result = psc_privilege_bind(
+		request->copy_fd, &address, length,
+		psc_endpoint_has_ports(asked) ? port_of(&address) : 0,
+		event->tid);
+	if (result == -EINVAL && psc_memory_resume(memory, &bind))
+		result = 0; /* made before, but the answer did not arrive */
+	if (result < 0)
+		return result;
+
+	request->made = true;
+	if (psc_endpoint_is_tcp(asked))
+		remember(request, memory);
+	if (request->quiet)
+		return 0;
+
+	result = psc_socket_read(request->copy_fd, &event->actual);
+	event->open = result == 0;
+	event->first = psc_endpoint_is_udp(asked);
+	if (psc_endpoint_is_udp(asked) && !moves && request->source->can_deny &&
+	    (result < 0 || !psc_endpoint_same_place(&event->actual, asked))) {
+		psc_socket_deafen(request->copy_fd);
+		return -ESTALE;
+	}
+	return 0;
+}

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a supervisor remembers of sockets between their bind and their listen:
+ * that one was bound to port 0 and so is ephemeral, although it has a number
+ * by then, or that it was moved, and is judged by what it asked for.
+ *
+ * Sockets are known by their cookie, which names them for life. The memory is
+ * bounded. When it had to forget something it says so, and from then on a
+ * socket that it does not know may be ephemeral: the caller judges it as both.
+ */
+#ifndef PSC_MEMORY_H
+#define PSC_MEMORY_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "endpoint.h"
+
+/** sockets that are remembered: sets of PSC_MEMORY_WAYS */
+#define PSC_MEMORY_SETS 1024
+#define PSC_MEMORY_WAYS 4
+
+/** interrupted binds that are remembered */
+#define PSC_MEMORY_INTERRUPTED 64
+
+enum psc_memory_kind {
+	PSC_MEMORY_NOTHING,
+	PSC_MEMORY_EPHEMERAL, /* bound to port 0 */
+	PSC_MEMORY_MOVED,     /* by @rule, from @address and @port */
+};
+
+/**
+ * struct psc_memory_entry - one socket
+ * @rule: what moved it: the index of a rule, or PSC_RULE_HOOK
+ */
+struct psc_memory_entry {
+	uint64_t cookie;
+	uint8_t kind;
+	uint8_t family;
+	bool dual_stack;
+	int32_t rule;
+	uint32_t port;
+	uint8_t address[16];
+};
+
+/*
+ * A bind that was made, but whose caller was interrupted before the answer:
+ * it calls again, and must not get EINVAL for a socket that we have bound.
+ */
+struct psc_memory_interrupted {
+	uint64_t cookie;
+	uint64_t address_hash;
+	int32_t tid;
+};
+
+struct psc_memory {
+	pthread_mutex_t lock;
+	bool forgot;
+	uint32_t clock;
+	struct psc_memory_entry sets[PSC_MEMORY_SETS][PSC_MEMORY_WAYS];
+	struct psc_memory_interrupted interrupted[PSC_MEMORY_INTERRUPTED];
+};
+
+/** psc_memory_init - know nothing; the memory is zeroed */
+void psc_memory_init(struct psc_memory *memory);
+
+/** psc_memory_free - nobody uses it any more */
+void psc_memory_free(struct psc_memory *memory);
+
+/**
+ * psc_memory_store - remember a socket, or with PSC_MEMORY_NOTHING forget it
+ * @asked: where it was asked to be, for PSC_MEMORY_MOVED
+ */
+void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
+		      enum psc_memory_kind kind, int32_t rule,
+		      const struct psc_endpoint *asked);
+
+/**
+ * psc_memory_find - recall a socket
+ * @ret_entry: what is known; @kind is PSC_MEMORY_NOTHING where nothing is
+ *
+ * Return: whether "nothing" is certain: false once anything was forgotten.
+ */
+bool psc_memory_find(struct psc_memory *memory, uint64_t cookie,
+		     struct psc_memory_entry *ret_entry);
+
+/** psc_memory_interrupt - remember a bind whose answer did not arrive */
+void psc_memory_interrupt(struct psc_memory *memory,
+			  const struct psc_memory_interrupted *bind);
+
+/** psc_memory_resume - whether this is that bind again; forgets it */
+bool psc_memory_resume(struct psc_memory *memory,
+		       const struct psc_memory_interrupted *bind);
+
+#endif

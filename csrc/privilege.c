@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: MIT */
+#include "privilege.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/nsfs.h>
+#include <linux/sockios.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "kernel.h"
+
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71 /* Linux 5.14 */
+#endif
+#ifndef SIOCGSKNS
+#define SIOCGSKNS 0x894C
+#endif
+
+#define BIT(capability) (1u << (capability))
+#define LAID_DOWN (BIT(CAP_NET_BIND_SERVICE) | BIT(CAP_NET_ADMIN))
+
+/* The kernel's own threshold; a network namespace may have another one. */
+enum { USUAL_THRESHOLD = 1024 };
+
+struct capabilities {
+	struct __user_cap_header_struct header;
+	struct __user_cap_data_struct data[2];
+};
+
+static int get_capabilities(struct capabilities *capabilities)
+{
+	memset(capabilities, 0, sizeof(*capabilities));
+	capabilities->header.version = _LINUX_CAPABILITY_VERSION_3;
+	return (int)psc_kernel_result(syscall(
+		__NR_capget, &capabilities->header, capabilities->data));
+}
+
+/* Set some bits of the effective set; of the calling thread only. */
+static void set_effective(uint32_t bits, bool on)
+{
+	struct capabilities capabilities;
+
+	if (bits == 0 || get_capabilities(&capabilities) < 0)
+		return;
+	if (on)
+		capabilities.data[0].effective |=
+			bits & capabilities.data[0].permitted;
+	else
+		capabilities.data[0].effective &= ~bits;
+	syscall(__NR_capset, &capabilities.header, capabilities.data);
+}
+
+uint32_t psc_privilege_drop(void)
+{
+	struct capabilities capabilities;
+	uint32_t held;
+
+	if (get_capabilities(&capabilities) < 0)
+		return 0;
+	held = capabilities.data[0].effective & LAID_DOWN;
+	set_effective(held, false);
+	return held;
+}
+
+void psc_privilege_restore(uint32_t dropped)
+{
+	set_effective(dropped, true);
+}
+
+/* ---- what the target may ---- */
+
+static int read_file(const char *path, char *buffer, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t length;
+
+	if (fd < 0)
+		return -errno;
+	length = read(fd, buffer, size - 1);
+	close(fd);
+	if (length < 0)
+		return -EIO;
+	buffer[length] = '\0';
+	return 0;
+}
+
+static bool has_capability(int32_t tid, int capability)
+{
+	char path[48], status[4096], *line;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", tid);
+	if (read_file(path, status, sizeof(status)) < 0)
+		return false;
+	line = strstr(status, "\nCapEff:");
+	return line &&
+	       (strtoull(line + strlen("\nCapEff:"), NULL, 16) >> capability &
+		1);
+}
+
+static bool same_file(const struct stat *first, const struct stat *second)
+{
+	return first->st_dev == second->st_dev &&
+	       first->st_ino == second->st_ino;
+}
+
+/* The network namespace of a socket; -errno where we may not know it. */
+static int open_netns(int fd)
+{
+	int netns_fd;
+
+	set_effective(BIT(CAP_NET_ADMIN), true);
+	netns_fd = psc_kernel_ioctl(fd, SIOCGSKNS, NULL);
+	set_effective(BIT(CAP_NET_ADMIN), false);
+	return netns_fd;
+}
+
+/*
+ * Whether a thread has a capability over a network namespace: it has it in the
+ * user namespace that owns the other, or in one above that.
+ */
+static bool may(int32_t tid, int netns_fd, int capability)
+{
+	struct stat wanted, found;
+	char path[48];
+	bool is_above = false;
+	int fd, parent_fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/ns/user", tid);
+	if (!has_capability(tid, capability) || stat(path, &wanted) < 0)
+		return false;
+	fd = psc_kernel_ioctl(netns_fd, NS_GET_USERNS, NULL);
+	while (fd >= 0) {
+		is_above = fstat(fd, &found) == 0 && same_file(&found, &wanted);
+		parent_fd = is_above ? -1
+				     : psc_kernel_ioctl(fd, NS_GET_PARENT, NULL);
+		close(fd);
+		fd = parent_fd;
+	}
+	return is_above;
+}
+
+static bool in_our_netns(int fd)
+{
+	static _Thread_local uint64_t ours;
+	uint64_t cookie = 0;
+	socklen_t length = sizeof(cookie);
+
+	if (!ours) {
+		int own_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+		if (own_fd >= 0) {
+			getsockopt(own_fd, SOL_SOCKET, SO_NETNS_COOKIE, &ours,
+				   &length);
+			close(own_fd);
+		}
+	}
+	length = sizeof(cookie);
+	return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) ==
+		       0 &&
+	       cookie == ours;
+}
+
+/* The first port of a network namespace that everybody may bind. */
+static uint32_t threshold_of(int netns_fd)
+{
+	uint32_t threshold = USUAL_THRESHOLD;
+	char text[16];
+	int own_fd = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+
+	if (own_fd < 0)
+		return threshold;
+	/* Of this thread only; needs CAP_SYS_ADMIN. */
+	if (setns(netns_fd, CLONE_NEWNET) == 0) {
+		if (read_file("/proc/sys/net/ipv4/ip_unprivileged_port_start",
+			      text, sizeof(text)) == 0)
+			threshold = (uint32_t)strtoul(text, NULL, 10);
+		if (setns(own_fd, CLONE_NEWNET) < 0)
+			abort(); /* a thread that is lost in a foreign network */
+	}
+	close(own_fd);
+	return threshold;
+}
+
+static int bind_raw(int fd, const union psc_sockaddr *address, socklen_t length)
+{
+	return bind(fd, &address->generic, length) < 0 ? -errno : 0;
+}
+
+static int bind_raised(int fd, const union psc_sockaddr *address,
+		       socklen_t length)
+{
+	int result;
+
+	set_effective(LAID_DOWN, true);
+	result = bind_raw(fd, address, length);
+	set_effective(LAID_DOWN, false);
+	return result;
+}
+
+int psc_privilege_bind(int fd, const union psc_sockaddr *address,
+		       socklen_t length, uint32_t port, int32_t tid)
+{
+	bool ours = in_our_netns(fd);
+	int result, netns_fd;
+
+	if (!ours && port != 0) {
+		bool allowed;
+
+		netns_fd = open_netns(fd);
+		/* Not ours to know: then we have no right there either. */
+		if (netns_fd >= 0) {
+			allowed = may(tid, netns_fd, CAP_NET_BIND_SERVICE) ||
+				  port >= threshold_of(netns_fd);
+			close(netns_fd);
+			if (!allowed)
+				return -EACCES;
+			return bind_raised(fd, address, length);
+		}
+	}
+
+	result = bind_raw(fd, address, length);
+	if (result != -EACCES && result != -EPERM)
+		return result;
+	netns_fd = open_netns(fd);
+	if (netns_fd < 0)
+		return result;
+	if (may(tid, netns_fd,
+		port ? CAP_NET_BIND_SERVICE : CAP_NET_ADMIN))
+		result = bind_raised(fd, address, length);
+	close(netns_fd);
+	return result;
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The right to bind a privileged port is the target's, not the supervisor's.
+ *
+ * A bind on the copy is made with the supervisor's credentials. So its threads
+ * lay CAP_NET_BIND_SERVICE and CAP_NET_ADMIN down (capabilities belong to a
+ * thread; a hook runs without them too), and the kernel judges them as anybody. Where
+ * it then refuses, and the target has the right, the thread takes the capability
+ * up for that one call.
+ *
+ * One right can't be laid down: who owns a user namespace has every capability
+ * in it (user_namespaces(7)). So for a socket in a network namespace of another
+ * user namespace the target's right and the namespace's own threshold
+ * (net.ipv4.ip_unprivileged_port_start) are checked before.
+ */
+#ifndef PSC_PRIVILEGE_H
+#define PSC_PRIVILEGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "endpoint.h"
+
+/**
+ * psc_privilege_drop - lay the two capabilities down, for this thread
+ *
+ * Return: what psc_privilege_restore() wants.
+ */
+uint32_t psc_privilege_drop(void);
+
+/** psc_privilege_restore - take up what psc_privilege_drop() laid down */
+void psc_privilege_restore(uint32_t dropped);
+
+/**
+ * psc_privilege_bind - bind(2) on a copy, with no more right than the target
+ * @fd: the copy
+ * @address, @length: where to
+ * @port: the port of @address where it has one, else 0
+ * @tid: the calling thread, which waits
+ *
+ * Return: 0 or -errno, as bind(2) would have said to the target.
+ */
+int psc_privilege_bind(int fd, const union psc_sockaddr *address,
+		       socklen_t length, uint32_t port, int32_t tid);
+
+#endif
