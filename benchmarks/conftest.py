@@ -86,6 +86,17 @@ class Latencies:
             "hook": lambda: self._guarded("none", "ask any", lambda request: ALLOW),
             "rule-busy-gil": lambda: self._busy("deny 1"),
             "hook-busy-gil": lambda: self._busy("ask any", lambda request: ALLOW),
+            "bind-unguarded": lambda: self._alone("bind-none"),
+            "bind-floor-round": lambda: self._alone("bind-round"),
+            "bind-rule": lambda: self._guarded("bind-none", "deny 1"),
+            "bind-hook": lambda: self._guarded(
+                "bind-none", "ask any", lambda request: ALLOW
+            ),
+            "bind-moved": lambda: self._guarded(
+                "moved-none", "move udp:5999 -> ephemeral"
+            ),
+            "query-unguarded": lambda: self._alone("query-none"),
+            "query-guarded": lambda: self._guarded("query-none", "deny 1"),
             "other-call": lambda: self._alone("unrelated"),
             "other-call-empty": lambda: self._alone("unrelated-empty"),
             "other-call-guarded": lambda: self._guarded("unrelated", "deny 1"),

@@ -15,6 +15,12 @@
  *   storm=N     N processes make CALLS calls each; prints the nanoseconds that
  *               all of them took
  *
+ * With a prefix, other calls than `listen` are made:
+ *   bind-MODE   `bind` of a new UDP socket to loopback, port 0
+ *   moved-MODE  the same to port 5999
+ *   query-MODE  what a resolver does for each query: socket, bind, send, receive
+ *               and close
+ *
  * Suffixes: `-async` leaves the synchronous wake-up off. Prints the latency of
  * each call, seen by its caller, in nanoseconds: one number a line.
  */
@@ -26,9 +32,11 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "filter.h"
 #include "kernel.h"
 #include "listener.h"
 #include "supervisor.h"
@@ -53,6 +61,30 @@ static void *serve_continue(void *unused)
 	return NULL;
 }
 
+/* Read the address once, and bind the copy. */
+static int act_bind(const struct seccomp_notif *notif, int copy_fd)
+{
+	union psc_sockaddr address;
+	const size_t length = (size_t)notif->data.args[2];
+	struct iovec local = {&address, length};
+	struct iovec remote = {(void *)(uintptr_t)notif->data.args[1], length};
+
+	if (process_vm_readv((pid_t)notif->pid, &local, 1, &remote, 1, 0) !=
+	    (ssize_t)length)
+		die("floor: memory");
+	return bind(copy_fd, &address.generic, (socklen_t)length);
+}
+
+static int act(const struct seccomp_notif *notif, int copy_fd)
+{
+	bool in_memory;
+
+	if (psc_filter_call(notif->data.arch, notif->data.nr, 0, &in_memory) ==
+	    PSC_CALL_BIND)
+		return act_bind(notif, copy_fd);
+	return listen(copy_fd, (int)notif->data.args[1]);
+}
+
 static void *serve_round(void *unused)
 {
 	struct seccomp_notif notif;
@@ -69,7 +101,7 @@ static void *serve_round(void *unused)
 		if (psc_listener_id_valid(listener_fd, notif.id) < 0 ||
 		    getsockname(copy_fd, &address.generic, &length) < 0)
 			die("floor: round");
-		error = listen(copy_fd, (int)notif.data.args[1]) ? errno : 0;
+		error = act(&notif, copy_fd) ? errno : 0;
 		close(copy_fd);
 		close(pidfd);
 		psc_listener_answer(listener_fd, notif.id, error);
@@ -101,11 +133,38 @@ static void *serve_supervisor(void *unused)
 	return NULL;
 }
 
+enum load_kind { LOAD_LISTEN, LOAD_BIND, LOAD_MOVED, LOAD_QUERY };
+
 struct load {
+	enum load_kind kind;
 	const char *mode;
 	int calls;
 	int ready_fd;
 };
+
+/* Seconds of one bind, or one query, in nanoseconds. */
+static int64_t time_udp(const struct load *load, struct sockaddr_in *address)
+{
+	int64_t start = psc_round_now(), end;
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct sockaddr_in own;
+	socklen_t length = sizeof(own);
+	char byte = 0;
+
+	if (load->kind != LOAD_QUERY)
+		start = psc_round_now();
+	if (fd < 0 ||
+	    bind(fd, (struct sockaddr *)address, sizeof(*address)) < 0)
+		die("floor: bind");
+	end = psc_round_now();
+	if (load->kind == LOAD_QUERY &&
+	    (getsockname(fd, (struct sockaddr *)&own, &length) < 0 ||
+	     sendto(fd, &byte, 1, 0, (struct sockaddr *)&own, length) != 1 ||
+	     recv(fd, &byte, 1, 0) != 1))
+		die("floor: query");
+	close(fd);
+	return load->kind == LOAD_QUERY ? psc_round_now() - start : end - start;
+}
 
 /* The target: a process of its own, as in real use. */
 static void call(const struct load *load)
@@ -123,6 +182,16 @@ static void call(const struct load *load)
 	for (int i = -warm_up; i < load->calls; i++) {
 		int64_t start = psc_round_now();
 
+		if (load->kind != LOAD_LISTEN) {
+			int64_t taken;
+
+			address.sin_port =
+				htons(load->kind == LOAD_MOVED ? 5999 : 0);
+			taken = time_udp(load, &address);
+			if (i >= 0)
+				samples[i] = taken;
+			continue;
+		}
 		if (strncmp(load->mode, "unrelated", 9) == 0)
 			syscall(SYS_getppid);
 		else if (listen(socket_fd, 16) < 0)
@@ -189,6 +258,7 @@ static void *launch(void *argument)
 {
 	const struct load *load = argument;
 	const struct psc_filter_need need = {.listen = true,
+					     .bind = load->kind != LOAD_LISTEN,
 					     .no_io_uring = true};
 	enum psc_install_stage stage;
 	unsigned int features;
@@ -233,6 +303,16 @@ int main(int argc, char **argv)
 	}
 	if (strncmp(argv[1], "storm=", 6) == 0)
 		return storm(atoi(argv[1] + 6), atoi(argv[2]));
+	load.kind = LOAD_LISTEN;
+	if (strncmp(argv[1], "bind-", 5) == 0)
+		load.kind = LOAD_BIND;
+	else if (strncmp(argv[1], "moved-", 6) == 0)
+		load.kind = LOAD_MOVED;
+	else if (strncmp(argv[1], "query-", 6) == 0)
+		load.kind = LOAD_QUERY;
+	if (load.kind != LOAD_LISTEN)
+		argv[1] = strchr(argv[1], '-') + 1;
+	load.mode = argv[1];
 	suffix = strstr(argv[1], "-async");
 	if (suffix) {
 		*suffix = '\0';
@@ -247,7 +327,8 @@ int main(int argc, char **argv)
 
 	if (pipe(ready) < 0)
 		die("floor: pipe");
-	load = (struct load){argv[1], atoi(argv[2]), ready[1]};
+	load.calls = atoi(argv[2]);
+	load.ready_fd = ready[1];
 	if (pthread_create(&launcher, NULL, launch, &load) != 0 ||
 	    read(ready[0], &byte, 1) != 1)
 		die("floor: thread");

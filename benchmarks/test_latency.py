@@ -59,6 +59,48 @@ def test_hook_while_gil_is_busy(record):
     record("hook-busy-gil", "hook")
 
 
+@pytest.mark.benchmark(group="bind")
+def test_bind_unguarded(record):
+    """Seconds for the `bind` of a new UDP socket that nobody intercepts."""
+    record("bind-unguarded")
+
+
+@pytest.mark.benchmark(group="bind")
+def test_bind_floor_round(record):
+    """Seconds for the whole round of a `bind` in a bare C loop."""
+    record("bind-floor-round")
+
+
+@pytest.mark.benchmark(group="bind")
+def test_bind_rule(record):
+    """Seconds for a `bind` decided by a rule of a Guard."""
+    record("bind-rule", "bind-floor-round", "1.10")
+
+
+@pytest.mark.benchmark(group="bind")
+def test_bind_hook(record):
+    """Seconds for a `bind` decided by a Python function."""
+    record("bind-hook", "bind-rule", "rule + 1 us")
+
+
+@pytest.mark.benchmark(group="bind")
+def test_bind_moved(record):
+    """Seconds for a `bind` that a rule moves to an ephemeral port."""
+    record("bind-moved", "bind-rule")
+
+
+@pytest.mark.benchmark(group="bind")
+def test_resolver_query(record):
+    """Seconds for a resolver's query: socket, bind, send, receive, close."""
+    record("query-unguarded")
+
+
+@pytest.mark.benchmark(group="bind")
+def test_resolver_query_guarded(record):
+    """Seconds for the same query in a guarded process."""
+    record("query-guarded", "query-unguarded")
+
+
 @pytest.mark.benchmark(group="not intercepted")
 def test_other_call(record):
     """Seconds for getppid without a filter."""

@@ -14,7 +14,8 @@
 
 int psc_event_ring_init(struct psc_event_ring *ring, uint64_t capacity)
 {
-	if (capacity == 0 || (capacity & (capacity - 1)) != 0)
+	/* With a single slot, pushed and popped would be the same turn. */
+	if (capacity < 2 || (capacity & (capacity - 1)) != 0)
 		return -EINVAL;
 	ring->slots = calloc(capacity, sizeof(*ring->slots));
 	if (!ring->slots)

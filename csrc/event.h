@@ -92,7 +92,7 @@ struct psc_event_ring {
 
 /**
  * psc_event_ring_init - make room
- * @capacity: events, a power of two
+ * @capacity: events, a power of two, at least 2
  *
  * Return: 0, -EINVAL or -ENOMEM.
  */

@@ -227,12 +227,12 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 
 	begin(request, notif, callers);
 	psc_stats_add(&books->stats.requests);
-	event->call = psc_filter_call(notif->data.arch, notif->data.nr,
-				      notif->data.args[0], &in_memory);
+	event->call = (uint8_t)psc_filter_call(notif->data.arch, notif->data.nr,
+					       notif->data.args[0], &in_memory);
 	if (event->call == PSC_CALL_NONE)
 		return fail(request, PSC_FAILURE_CALL, 0, books);
 	if (in_memory) {
-		result = read_words(notif, event->call, &arguments);
+		result = read_words(notif, (enum psc_call)event->call, &arguments);
 		if (result == -EFAULT)
 			return finish_call(request, result, books);
 		if (result < 0)

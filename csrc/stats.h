@@ -11,7 +11,7 @@
 
 /*
  * Buckets: 8 to each power of two of nanoseconds, so a bucket is at most
- * 12.5 % wide; the last one takes everything from 2^40 ns (18 minutes) on.
+ * 12.5 % wide; the last one takes everything from 34 minutes on.
  */
 #define PSC_STATS_BUCKETS (8 * 39)
 

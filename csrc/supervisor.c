@@ -749,6 +749,7 @@ int psc_supervisor_init(struct psc_supervisor *supervisor,
 	int result;
 
 	memset(supervisor, 0, sizeof(*supervisor));
+	supervisor->made = true;
 	supervisor->epoll_fd = -1;
 	supervisor->wake_fd = -1;
 	supervisor->hook_timeout_ns = hook_timeout_ns;
@@ -777,11 +778,15 @@ int psc_supervisor_init(struct psc_supervisor *supervisor,
 
 failed:
 	psc_supervisor_free(supervisor);
+	memset(supervisor, 0, sizeof(*supervisor));
 	return result;
 }
 
 void psc_supervisor_free(struct psc_supervisor *supervisor)
 {
+	if (!supervisor->made)
+		return;
+	supervisor->made = false;
 	psc_supervisor_close(supervisor);
 	psc_event_ring_free(&supervisor->books.ring);
 	psc_memory_free(&supervisor->books.memory);

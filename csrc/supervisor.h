@@ -79,6 +79,7 @@ enum psc_run {
 };
 
 struct psc_supervisor {
+	bool made; /* by psc_supervisor_init() */
 	int epoll_fd;
 	int wake_fd;
 	int64_t hook_timeout_ns;

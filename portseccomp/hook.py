@@ -170,6 +170,13 @@ class HookRunner:
         if isinstance(answer, Verdict):
             target = None
             if answer.kind == "move":
+                if request.call == "listen" and request.port != 0:
+                    self._failures.add(
+                        f"the hook answered {answer!r} for {request!r}, which is bound "
+                        "by then; a TCP port is moved by a move rule"
+                    )
+                    request._decide(_core.VERDICT_DENY, 0)
+                    return
                 target = move_fields(answer.host, answer.port)
             request._decide(_CODES[answer.kind], answer.errno or 0, target)
             return

@@ -19,7 +19,7 @@ class Verdict:
     """
 
     __slots__ = ("kind", "errno", "host", "port")
-    __match_args__ = __slots__
+    __match_args__ = ("kind", "errno", "host", "port")
 
     kind: str
     errno: int | None

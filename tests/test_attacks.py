@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from portseccomp import Guard
+from portseccomp import Guard, Policy
 
 TRIES = int(os.environ.get("PORTSECCOMP_ATTACKS", "100000"))
 # Races that need a socket of their own for each try.
@@ -36,7 +36,7 @@ def race(guard: Guard | None, command: list[str]) -> dict[str, int]:
 def swap(victim, free_port, decoy: str, tries: int) -> None:
     """Try to swap a forbidden socket in, and fail if that wins."""
     allowed, forbidden = free_port(), free_port()
-    with Guard(f"deny {forbidden}", event_buffer=16) as guard:
+    with Guard(f"deny tcp:{forbidden}", event_buffer=16) as guard:
         command = [victim("race"), decoy, str(allowed), str(forbidden), str(tries)]
         result = race(guard, command)
         stats = guard.stats()
@@ -107,7 +107,7 @@ def test_io_uring(victim, policy, expected):
 
 
 @x86_64
-@pytest.mark.parametrize("policy", ["deny 1", None])
+@pytest.mark.parametrize("policy", ["deny tcp:1", Policy("allow tcp:1", default="allow")])
 def test_x32_call_fails(victim, free_port, policy):
     """A `listen` by its x32 number fails with ENOSYS, and nothing opens."""
     with Guard(policy) as guard:

@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import itertools
 import subprocess
+import sys
 
 import pytest
 from conftest import need
@@ -301,6 +302,8 @@ RIGHT_ADDRESSES = "127.0.0.1, 10.0.0.0/8, [::1], [fd00::]/8"
 RIGHT_PORTS = "8080, 8000-8999, ephemeral, any"
 RIGHT_ORDER = "family, protocol, address, ports"
 RIGHT_TARGETS = "ADDRESS, PORT, ADDRESS:PORT"
+ONE_EACH = "one rule each, in a list"
+VSOCK_CHOICE = "the kernel's choice"
 
 # (text, the part that is wrong, where it starts counted from 1, what would be
 # right); no part where something is missing.
@@ -320,31 +323,48 @@ WRONG = [
     ("allow 8080 # web", "# web", 12, "allow SELECTOR"),
     ("allow 80 with EPERM", "with EPERM", 10, "allow SELECTOR"),
     ("ask 80 -> 90", "-> 90", 8, "ask SELECTOR"),
-    ("deny 80 EPERM", None, None, "deny SELECTOR with ERRNO"),
-    ("deny 80 with", None, None, "deny SELECTOR with ERRNO"),
-    ("deny 80 as EPERM", None, None, "deny SELECTOR with ERRNO"),
-    ("deny 80 with EPRM", "EPRM", None, "did you mean EPERM?"),
-    ("deny 80 with eperm", "eperm", None, "did you mean EPERM?"),
-    ("deny 80 with 13", "13", None, "EACCES"),
-    ("deny 80 with NOTHING", "NOTHING", None, "EACCES"),
+    ("deny 80 EPERM", "EPERM", 9, "deny SELECTOR with ERRNO"),
+    ("deny 80 with", "with", 9, "needs an errno; right is: deny SELECTOR with ERRNO"),
+    ("deny 80 as EPERM", "as", 9, "deny SELECTOR with ERRNO"),
+    ("deny 80 with EPERM x", "x", 20, "deny SELECTOR with ERRNO"),
+    ("deny 80 with EPERM x y", "x y", 20, "deny SELECTOR with ERRNO"),
+    ("deny 80 with EPRM", "EPRM", 14, "did you mean EPERM?"),
+    ("deny 80 with eperm", "eperm", 14, "did you mean EPERM?"),
+    ("deny 80 with 13", "13", 14, "is no errno name such as EACCES"),
+    ("deny 80 with NOTHING", "NOTHING", 14, "is no errno name such as EACCES"),
+    # several in one
+    ("allow 80 deny 90", "deny 90", 10, ONE_EACH),
+    ("deny 80 with EPERM allow 90", "allow 90", 20, ONE_EACH),
+    ("move 80 -> 81 move 82 -> 83", "move 82 -> 83", 15, ONE_EACH),
+    ("allow 8080,9090", "8080,9090", 7, ONE_EACH),
+    ("allow 8080, 9090", "8080,", 7, ONE_EACH),
+    ("allow tcp:80,udp:90", "tcp:80,udp:90", 7, ONE_EACH),
     # ports
     ("allow 0", "0", 7, "ephemeral"),
     ("allow 70000", "70000", 7, "65535"),
     ("allow 1-65536", "1-65536", 7, "65535"),
     ("allow 0-80", "0-80", 7, "ephemeral"),
     ("allow 9000-8000", "9000-8000", 7, "8000-9000"),
-    ("allow 8080,9090", "8080,9090", 7, RIGHT_PORTS),
     ("allow 8080-", "8080-", 7, RIGHT_PORTS),
     ("allow 80-90-100", "80-90-100", 7, RIGHT_PORTS),
-    ("allow 8080/tcp", "8080/tcp", 7, RIGHT_PORTS),
+    ("allow 8080/tcp", "8080/tcp", 7, "is written tcp:8080"),
+    ("allow tcp/8080", "tcp/8080", 7, "is written tcp:8080"),
+    ("allow ipv4:UDP/80-90", "UDP/80-90", 12, "is written UDP:80-90"),
     ("allow 8080²", "8080²", 7, RIGHT_PORTS),
-    ("allow vsock:4294967296", "4294967296", 13, "4294967295"),
+    ("allow vsock:4294967296", "4294967296", 13, "above 4294967294"),
+    ("allow vsock:4294967295", "4294967295", 13, VSOCK_CHOICE),
+    ("allow vsock:1-4294967295", "1-4294967295", 13, VSOCK_CHOICE),
+    ("allow vsock:ephemeral", "ephemeral", 13, VSOCK_CHOICE),
+    ("allow vsock:0", "0", 13, "'vsock' covers all ports"),
     # words
     ("allow localhost:80", "localhost", 7, "did you mean 'loopback'?"),
     ("allow ipv5:80", "ipv5", 7, "did you mean 'ipv"),
     ("allow tcp:ephemral", "ephemral", 11, "did you mean 'ephemeral'?"),
     ("allow http", "http", 7, "family, protocol, address or port"),
-    ("allow *:80", "*", 7, "family, protocol, address or port"),
+    ("allow *:80", "*", 7, "did you mean 'wildcard'?"),
+    ("allow tcp:*:80", "*", 11, "did you mean 'wildcard'?"),
+    ("allow *", "*", 7, "did you mean 'any'?"),
+    ("allow tcp:*", "*", 11, "did you mean 'any'?"),
     # order
     ("allow 8080:tcp", "tcp", 12, RIGHT_ORDER),
     ("allow tcp:ipv4:80", "ipv4", 11, RIGHT_ORDER),
@@ -359,7 +379,13 @@ WRONG = [
     ("allow ::", "::", 7, "[::]"),
     ("allow [::1", "[::1", 7, RIGHT_ADDRESSES),
     ("allow [::1]80", "[::1]80", 7, RIGHT_ADDRESSES),
-    ("allow [127.0.0.1]:80", "[127.0.0.1]", 7, RIGHT_ADDRESSES),
+    ("allow [127.0.0.1]:80", "[127.0.0.1]", 7, "without brackets: 127.0.0.1"),
+    ("allow [10.0.0.0]/8", "[10.0.0.0]/8", 7, "without brackets: 10.0.0.0/8"),
+    ("allow [256.0.0.1]", "[256.0.0.1]", 7, RIGHT_ADDRESSES),
+    ("allow 1.2.3.04", "1.2.3.04", 7, RIGHT_ADDRESSES),
+    ("allow 1.2.3.4.5", "1.2.3.4.5", 7, RIGHT_ADDRESSES),
+    ("allow 1.2.3.²", "1.2.3.²", 7, RIGHT_ADDRESSES),
+    ("allow 1..2.3", "1..2.3", 7, RIGHT_ADDRESSES),
     ("allow 256.0.0.1", "256.0.0.1", 7, RIGHT_ADDRESSES),
     ("allow 127.1", "127.1", 7, RIGHT_ADDRESSES),
     ("allow tcp:example.com:80", "example.com", 11, RIGHT_ADDRESSES),
@@ -367,16 +393,31 @@ WRONG = [
     ("allow 10.0.0.0/33", "10.0.0.0/33", 7, "0 to 32"),
     ("allow 10.0.0.0/", "10.0.0.0/", 7, "0 to 32"),
     ("allow 10.0.0.0/255.0.0.0", "10.0.0.0/255.0.0.0", 7, "0 to 32"),
+    ("allow 10.0.0.0/+8", "10.0.0.0/+8", 7, "0 to 32"),
+    ("allow 10.0.0.0/0x8", "10.0.0.0/0x8", 7, "0 to 32"),
+    ("allow 10.0.0.0/08", "10.0.0.0/08", 7, "0 to 32"),
+    ("allow 10.0.0.0/²", "10.0.0.0/²", 7, "0 to 32"),
+    ("allow [fd00::]/+8", "[fd00::]/+8", 7, "0 to 128"),
     ("allow [::]/129", "[::]/129", 7, "0 to 128"),
     ("allow 10.0.0.1/8", "10.0.0.1/8", 7, "prefix length of 8"),
     ("allow [::1]/64", "[::1]/64", 7, "prefix length of 64"),
     ("allow [::ffff:0:0]/90", "[::ffff:0:0]/90", 7, "the IPv4 prefix"),
     ("allow ipv4:[::1]", "[::1]", 12, "ipv4"),
-    ("allow ipv6:127.0.0.1", "127.0.0.1", 12, "ipv6"),
+    ("allow ipv6:127.0.0.1", "127.0.0.1", 12, "no address of ipv6"),
+    ("allow ipv6:[::ffff:1.2.3.4]", "[::ffff:1.2.3.4]", 12, "IPv4; right is 1.2.3.4,"),
+    (
+        "allow ipv6:[::ffff:10.0.0.0]/104",
+        "[::ffff:10.0.0.0]/104",
+        12,
+        "judged as IPv4; right is 10.0.0.0/8, without ipv6",
+    ),
     # unix and vsock have less
     ("allow unix:80", "unix", 7, "right is 'unix'"),
     ("allow unix:loopback", "unix", 7, "right is 'unix'"),
     ("allow unix:tcp", "unix", 7, "right is 'unix'"),
+    ("allow unix:/tmp/x", "/tmp/x", 12, "right is 'unix' alone"),
+    ("allow unix:/run/x.sock", "/run/x.sock", 12, "right is 'unix' alone"),
+    ("allow unix:@name", "@name", 12, "right is 'unix' alone"),
     ("allow vsock:tcp", "vsock", 7, "'vsock' or 'vsock:PORT'"),
     ("allow vsock:loopback:1", "vsock", 7, "'vsock' or 'vsock:PORT'"),
     # moves
@@ -387,7 +428,8 @@ WRONG = [
     ("move 80 -> localhost", "localhost", 12, RIGHT_TARGETS),
     ("move 80 -> any", "any", 12, RIGHT_TARGETS),
     ("move 80 -> 127.0.0.1:90:91", "91", 25, RIGHT_TARGETS),
-    ("move 80 -> 90-91", "90-91", 12, "8080"),
+    ("move 80 -> 90-91", "90-91", 12, "only one port"),
+    ("move 80 -> [127.0.0.1]:90", "[127.0.0.1]", 12, "without brackets: 127.0.0.1"),
     ("move 80 -> 10.0.0.0/8", "10.0.0.0/8", 12, "one address"),
     ("move ipv4 -> [::1]", "[::1]", 14, "another family"),
     ("move unix -> 80", None, None, "only IPv4 and IPv6"),
@@ -443,6 +485,7 @@ def test_column_is_the_parts_own(text, part, column):
         ("allow 10.0.0.1/8", "10.0.0.0/8"),
         ("move 80 -> localhost", "loopback"),
         ("deny with EPERM", "selector"),
+        ("allow 80\ndeny 90\n", "one rule each, in a list"),
     ],
 )
 def test_frequent_mistakes_are_understood(text, right):
@@ -478,6 +521,12 @@ def test_zone_is_not_dropped():
         parse_rule("allow [fe80::1%eth0]:80")
 
 
+def test_several_selectors_for_one():
+    """Where only one selector fits, the error does not speak of rules."""
+    with pytest.raises(PolicyError, match="write one of them"):
+        parse_selector("80,90")
+
+
 @pytest.mark.parametrize("parse", [parse_selector, parse_endpoint])
 def test_selector_error_is_one_line(parse):
     """An error about a selector or an endpoint is one line, whatever is in it."""
@@ -491,6 +540,10 @@ def test_selector_error_is_one_line(parse):
 
 def endpoint(text: str) -> tuple[object, ...]:
     return parse_endpoint(text).fields()
+
+
+def cid(number: int) -> bytes:
+    return number.to_bytes(4, sys.byteorder)  # as the core keeps it
 
 
 ANY4, ANY6 = bytes(4), bytes(16)
@@ -524,6 +577,10 @@ LOOP4, LOOP6 = b"\x7f\0\0\1", bytes(15) + b"\1"
         ("unix:@abstract", (_core.FAMILY_UNIX, 0, b"", 0, False)),
         ("vsock:1024", (_core.FAMILY_VSOCK, 0, b"", 1024, False)),
         ("vsock:70000", (_core.FAMILY_VSOCK, 0, b"", 70000, False)),
+        ("vsock:0", (_core.FAMILY_VSOCK, 0, b"", 0, False)),
+        ("vsock:4294967294", (_core.FAMILY_VSOCK, 0, b"", 0xFFFFFFFE, False)),
+        ("vsock:3:5", (_core.FAMILY_VSOCK, 0, cid(3), 5, False)),
+        ("vsock:4294967295:5", (_core.FAMILY_VSOCK, 0, cid(0xFFFFFFFF), 5, False)),
     ],
 )
 def test_endpoint_means(text, fields):
@@ -549,6 +606,21 @@ def test_endpoint_means(text, fields):
         ("localhost:80", "127.0.0.1"),
         ("http://localhost:8080", "tcp:127.0.0.1:8080"),
         ("127.0.0.1:80:90", "tcp:127.0.0.1:8080"),
+        ("*:80", "did you mean 'wildcard'?"),
+        ("[127.0.0.1]:80", "without brackets: 127.0.0.1"),
+        ("ipv6:[::ffff:127.0.0.1]:80", "judged as IPv4; right is 127.0.0.1,"),
+        ("vsock", "right is vsock:PORT or vsock:CID:PORT"),
+        ("vsock:", "right is vsock:PORT or vsock:CID:PORT"),
+        ("vsock:tcp", "'tcp' (column 7)"),
+        ("vsock:tcp:5", "'tcp' (column 7) is no CID"),
+        ("vsock::5", "right is vsock:PORT or vsock:CID:PORT"),
+        ("vsock:loopback:5", "'loopback' (column 7) is no CID"),
+        ("vsock:4294967296:5", "'4294967296' (column 7) is no CID"),
+        ("vsock:1:2:3", "'3' (column 11) is too much"),
+        ("vsock:80-90", "is not one port"),
+        ("vsock:ephemeral", "the kernel's choice"),
+        ("vsock:3:4294967295", "the kernel's choice"),
+        ("vsock:4294967296", "above 4294967294"),
     ],
 )
 def test_wrong_endpoint(text, right):
@@ -601,7 +673,8 @@ def selectors(draw, families: str = "46uv") -> Selector:
     if kind == "u":
         return Selector(family=_core.FAMILY_UNIX)
     if kind == "v":
-        found = draw(port_fields(0xFFFFFFFF))
+        numbers = port_fields(0xFFFFFFFE)
+        found = draw(numbers.filter(lambda one: one[0] != _core.PORTS_EPHEMERAL))
         return Selector(_core.FAMILY_VSOCK, 0, 0, b"", 0, *found)
     protocol = draw(st.sampled_from([_core.PROTOCOL_ANY, TCP, UDP]))
     family = {"4": FOUR, "6": SIX, "*": _core.FAMILY_ANY}[kind]
@@ -701,6 +774,29 @@ def test_refused_rule_is_one_line(text):
         quoted = " ".join(f"allow {text}".split())
         assert str(error).startswith(f"rule {quoted!r}: ")
         assert len(str(error).splitlines()) == 1
+
+
+@quick
+@given(
+    st.lists(st.integers(0, 300).map(str) | st.text("0129.²x+ ", max_size=3)).map(
+        ".".join
+    )
+)
+@example("1.2.3.4")
+@example("01.2.3.4")
+def test_ipv4_is_what_the_standard_library_takes(text):
+    """An address is read as ipaddress reads it, without importing it."""
+    if "." not in text or " " in text:
+        return
+    try:
+        wanted = ipaddress.IPv4Address(text).packed
+    except ValueError:
+        wanted = None
+    try:
+        found = parse_selector(text).address
+    except PolicyError:
+        found = None
+    assert found == wanted
 
 
 @quick

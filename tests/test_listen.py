@@ -38,7 +38,9 @@ KEYS = [
 
 # With the first a guard performs each call; the second can never deny.
 POLICIES = pytest.mark.parametrize(
-    "policy", ["deny 1", None], ids=["can-deny", "can-not-deny"]
+    "policy",
+    ["deny tcp:1", Policy("allow tcp:1", default="allow")],
+    ids=["can-deny", "can-not-deny"],
 )
 
 ON = (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -360,7 +362,7 @@ def test_other_calls_are_untouched(free_port):
                 assert select.select([udp], [], [], 5)[0]
                 return first + udp.recv(8)
 
-        with Guard(Policy(default="deny")) as guard:
+        with Guard("deny tcp:any") as guard:
             assert guard.call(talk) == b"tcp udp"
             assert guard.call(os.getpid) == os.getpid()
             assert guard.stats().requests == 0
@@ -399,7 +401,7 @@ def test_run_is_subprocess_run_under_a_guard(victim, free_port):
 def test_counters_tell_what_happened(victim, free_port):
     """stats() counts requests, allowed and denied calls, and their latencies."""
     port = free_port()
-    with Guard(f"deny {port}") as guard:
+    with Guard(f"deny tcp:{port}") as guard:
         guard.run([victim("listen"), "tcp4", "-", "0", "times=5"], stdout=-1)
         where = ["tcp4", "127.0.0.1", str(port)]
         guard.run([victim("listen"), *where, "times=3"], stdout=-1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import itertools
 import os
+import pickle
 import subprocess
+import sys
 
 import pytest
 from conftest import open_descriptors, python
@@ -13,6 +16,7 @@ from conftest import open_descriptors, python
 import portseccomp
 from portseccomp import Guard, Policy, PolicyError, PortseccompError
 from portseccomp.grammar import parse_endpoint, parse_rule
+from portseccomp.hook import load_hook
 
 # ---- defaults ----
 
@@ -59,12 +63,22 @@ def test_default_given(rules, default):
     assert str(explanation) == f"tcp:1.2.3.4:9999 -> {default} (default)"
 
 
-@pytest.mark.parametrize("default", ["", "Allow", "drop", "move", "block", 5])
+@pytest.mark.parametrize(
+    "default", ["", "Allow", "drop", "move", "block", 5, ["allow"], {}, b"allow"]
+)
 def test_wrong_default(default):
     """A wrong default is quoted, and the three right ones are named."""
     with pytest.raises(PolicyError, match="allow, deny, ask") as caught:
         Policy(default=default)
     assert repr(default) in str(caught.value)
+
+
+def test_mixed_rules_say_what_is_missing():
+    """The error about mixed rules has the words for Python and the command line."""
+    with pytest.raises(PolicyError) as caught:
+        Policy([A, D])
+    assert "default allow or default deny" in str(caught.value)
+    assert "--default" in str(caught.value)
 
 
 def test_hook_without_policy_is_asked_about_everything():
@@ -95,6 +109,22 @@ def test_wrong_rules(rules):
         Policy(rules)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, PortseccompError)
+
+
+@pytest.mark.parametrize("rules", [b"allow 80", bytearray(b"allow 80")])
+def test_bytes_are_no_rules(rules):
+    """Bytes are shown as they were given, not letter by letter."""
+    with pytest.raises(PolicyError) as caught:
+        Policy(rules)
+    assert str(caught.value) == f"rules are strings, not {rules!r}"
+
+
+@pytest.mark.parametrize("hook", [5, b"a:b", ["a:b"], len])
+def test_hook_is_a_name(hook):
+    """A policy's hook that is no string is a PolicyError that shows it."""
+    with pytest.raises(PolicyError, match="'module:function'") as caught:
+        Policy(hook=hook)
+    assert str(caught.value).startswith(f"hook {hook!r}: ")
 
 
 def test_wrong_rule_among_right_ones():
@@ -134,7 +164,10 @@ def test_errno_is_eacces():
         assert policy.explain(other).errno is None
 
 
-@pytest.mark.parametrize("given", ["", "EPRM", "eperm", "13", 0, -1, 99999, None])
+@pytest.mark.parametrize(
+    "given",
+    ["", "EPRM", "eperm", "13", 0, -1, 99999, None, True, 1.0, [], {}, b"EPERM"],
+)
 def test_wrong_errno(given):
     """A wrong errno is a PolicyError that quotes it."""
     with pytest.raises(PolicyError, match="errno") as caught:
@@ -269,6 +302,7 @@ def test_unix_and_vsock_need_their_name():
     assert named.explain("unix:/tmp/x").verdict == "deny"
     assert named.explain("vsock:80").errno == "EPERM"
     assert named.explain("vsock:81").verdict == "allow"
+    assert named.explain("vsock:3:80").errno == "EPERM"
     assert named.explain("tcp:80").verdict == "allow"
 
 
@@ -324,12 +358,19 @@ def test_equality():
         Policy(),
         Policy("allow tcp:8000-8999"),
         Policy(["allow 80", "deny 90 with EPERM"], default="ask", errno="EADDRINUSE"),
+        Policy(["move [::1]:80 -> loopback:90"], hook="module:function"),
     ],
     ids=repr,
 )
-def test_repr(policy):
-    """The repr of a policy makes the same policy again."""
+def test_repr_and_copies(policy):
+    """The repr of a policy makes the same policy again; so do copy and pickle."""
     assert eval(repr(policy)) == policy
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(policy, protocol))
+        assert again == policy
+        assert again.rules == policy.rules
+        assert again.explain("tcp:80") == policy.explain("tcp:80")
+    assert copy.copy(policy) == copy.deepcopy(policy) == policy
 
 
 @pytest.mark.parametrize("name", ["rules", "default", "errno", "hook", "asks"])
@@ -394,9 +435,10 @@ def test_empty_file(policy_file):
 
 
 def test_file_by_path_object(policy_file, tmp_path):
-    """A policy file is named by a string or a path."""
-    policy_file('rules = ["allow 80"]')
+    """A policy file is named by a string, bytes or a path."""
+    path = policy_file('rules = ["allow 80"]')
     assert Policy.from_file(tmp_path / "policy.toml") == Policy("allow 80")
+    assert Policy.from_file(os.fsencode(path)) == Policy("allow 80")
 
 
 @pytest.mark.parametrize(
@@ -418,6 +460,8 @@ def test_file_by_path_object(policy_file, tmp_path):
         ("default = 'a'\ndefault = 'b'", "Cannot overwrite a value"),
         (b"default = '\xff'", "utf-8"),
         (b"\xff\xfe", "utf-8"),
+        (f"errno = {'9' * 5000}", "too many digits"),
+        (f"rules = {'[' * 3000}", "nested too deeply"),
     ],
 )
 def test_wrong_file(policy_file, content, right):
@@ -453,6 +497,7 @@ def test_hook_path_is_relative_to_the_file(policy_file, tmp_path, monkeypatch, s
     path = policy_file(f'default = "ask"\nhook = "{spec}"')
     monkeypatch.chdir(tmp_path)
     policy = Policy.from_file(os.path.basename(path))
+    assert Policy.from_file(b"policy.toml") == policy
     monkeypatch.chdir(place)
     with Guard(policy) as guard:
         assert guard.policy is policy
@@ -487,26 +532,21 @@ def refuse(kind: type[Exception], *args: object, **kwargs: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("rule", ["move 80 -> 90", "move loopback -> ephemeral"])
-def test_move_is_refused(rule):
-    """A guard refuses move rules, until `bind` is guarded, and says why."""
-    for policy in (rule, Policy(rule), ["allow 1", rule]):
-        message = refuse(PolicyError, policy)
-        assert f"rule {rule!r}: move is not supported yet" in message
-
-
-@pytest.mark.parametrize("rule", ["deny udp:53", "allow ipv6:udp", "ask udp"])
-def test_udp_is_refused(rule):
-    """A guard refuses UDP rules, until `bind` is guarded, and says why."""
-    message = refuse(PolicyError, rule, hook=lambda request: True)
-    assert f"rule {rule!r}: udp is not supported yet" in message
-
-
-@pytest.mark.parametrize("rule", ["deny ephemeral", "allow tcp:loopback:ephemeral"])
-def test_ephemeral_is_refused(rule):
-    """A guard refuses ephemeral rules, until `bind` is guarded, and says why."""
-    message = refuse(PolicyError, rule)
-    assert f"rule {rule!r}: ephemeral is not supported yet" in message
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "move 80 -> 90",
+        "move loopback -> ephemeral",
+        "deny udp:53",
+        "allow ipv6:udp",
+        "deny ephemeral",
+        "allow tcp:loopback:ephemeral",
+    ],
+)
+def test_rules_about_bind_are_taken(rule):
+    """A guard takes every rule that is decided at `bind`."""
+    with Guard(rule) as guard:
+        assert [one.text for one in guard.policy.rules] == [rule]
 
 
 @pytest.mark.parametrize("policy", ["ask 80", Policy(default="ask")], ids=str)
@@ -555,6 +595,23 @@ def test_hook_module_that_fails(tmp_path):
     with pytest.raises(PolicyError, match="ZeroDivisionError") as caught:
         Guard(Policy(default="ask", hook=spec))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert "broken_for_test" not in sys.modules
+
+
+def test_hook_module_that_exits(tmp_path):
+    """A hook module that ends the program is not left half imported."""
+    (tmp_path / "exiting_for_test.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(SystemExit):
+        load_hook(f"{tmp_path}/exiting_for_test.py:decide")
+    assert "exiting_for_test" not in sys.modules
+
+
+def test_failing_hook_module_hides_no_other(tmp_path):
+    """A broken file leaves the module alone that has its name."""
+    (tmp_path / "copy.py").write_text("1 / 0\n")
+    with pytest.raises(PolicyError, match="ZeroDivisionError"):
+        load_hook(f"{tmp_path}/copy.py:decide")
+    assert sys.modules["copy"] is copy
 
 
 def test_given_hook_wins_over_the_files():
@@ -628,7 +685,7 @@ def test_nothing_starts():
     """A refused guard leaves its thread without a filter and no_new_privs."""
     source = """
         import portseccomp
-        for policy in ("allow 70000", "ask 80", "move 80 -> 90", "deny udp"):
+        for policy in ("allow 70000", "ask 80", "move 80 ->", "deny udp tcp"):
             try:
                 portseccomp.run(["/bin/echo", "started"], policy)
             except portseccomp.PolicyError:

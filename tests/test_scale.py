@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_counted(victim, free_port):
 
     port = free_port()
     where = ["tcp4", "127.0.0.1", str(port)]
-    with Guard(f"deny {port}", on_event=stall, event_buffer=64) as guard:
+    with Guard(f"deny tcp:{port}", on_event=stall, event_buffer=64) as guard:
         done = guard.run([victim("hammer"), "5000"], stdout=subprocess.PIPE)
         assert done.stdout == b"wrong: 0\n"
         denied = guard.run([victim("listen"), *where], stdout=subprocess.PIPE)

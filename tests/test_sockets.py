@@ -134,9 +134,12 @@ def test_unix_sockets_are_observed(victim, unix_name, kind, policy):
 def test_deny_unix(victim, unix_name, kind, unix):
     """`deny unix` denies unix sockets, whatever `unix=` says, and nothing else."""
     with Guard("deny unix", unix=unix) as guard:
-        printed, event = listen_once(guard, victim, "unix", unix_name[kind], "0")
-        assert printed == "listen: EACCES"
-        assert (event.verdict, event.host) == ("deny", None)
+        command = [victim("listen"), "unix", unix_name[kind], "0"]
+        done = guard.run(command, stdout=subprocess.PIPE)
+        assert done.stdout.startswith(b"bind: EACCES\n")
+        event = next(guard.events())
+        assert (event.call, event.verdict, event.host) == ("bind", "deny", None)
+        assert event.requested_host == unix_name[kind]
         done = guard.run([victim("listen"), "tcp4", "-", "0"], stdout=-1)
         assert done.stdout.startswith(b"listen: 0\n")
 

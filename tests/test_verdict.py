@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import pickle
+import re
 
 import pytest
 
@@ -135,6 +136,61 @@ def test_equality():
     assert DENY not in (False, "deny", None)
 
 
+@pytest.mark.parametrize("verdict", EACH, ids=repr)
+def test_verdict_is_no_tuple(verdict):
+    """A verdict equals no tuple, and has no length and no items."""
+    fields = (verdict.kind, verdict.errno, verdict.host, verdict.port)
+    assert verdict != fields
+    assert fields != verdict
+    for access in (len, iter):
+        with pytest.raises(TypeError):
+            access(verdict)
+
+
+@pytest.mark.parametrize("verdict", EACH, ids=repr)
+def test_verdict_has_no_truth(verdict):
+    """`if verdict` is an error that says how to compare: DENY is not false."""
+    with pytest.raises(TypeError, match="`is ALLOW`"):
+        bool(verdict)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("nonsense",),
+        ("Allow",),
+        ("",),
+        (None,),
+        (["allow"],),
+        ("allow", errno.EPERM),
+        ("move", errno.EPERM, None, 80),
+        ("deny", None, "::1"),
+        ("allow", None, None, 80),
+    ],
+)
+def test_no_such_verdict(fields):
+    """Only three kinds of verdict can be made, with their own fields."""
+    with pytest.raises(ValueError, match=f"^{re.escape(repr(fields[0]))} "):
+        Verdict(*fields)
+
+
+def test_plain_verdicts_are_one_object():
+    """However it is made, ALLOW is ALLOW, and DENY is DENY."""
+    for verdict in (ALLOW, DENY):
+        assert Verdict(verdict.kind) is verdict
+        assert copy.copy(verdict) is copy.deepcopy(verdict) is verdict
+        assert pickle.loads(pickle.dumps(verdict)) is verdict
+
+
+def test_verdict_can_be_matched():
+    """`match` takes a verdict apart by its fields."""
+    match deny("EPERM"):
+        case Verdict("deny", number):
+            assert number == errno.EPERM
+        case _:
+            pytest.fail("not matched")
+
+
 def test_repr():
     """The repr of a verdict is what makes it."""
     for verdict in EACH:
@@ -172,7 +228,10 @@ def test_fields_stay():
 def test_copies_are_equal(clone):
     """A verdict can be copied, and sent between processes."""
     for verdict in EACH:
-        assert clone(verdict) == verdict
+        found = clone(verdict)
+        assert isinstance(found, Verdict)
+        assert found == verdict
+        assert hash(found) == hash(verdict)
 
 
 def test_exported():

@@ -662,6 +662,21 @@ static void test_close_while_stuck(void)
 	close_guard(guard);
 }
 
+static void test_close_in_round(void)
+{
+	struct guard *guard = open_guard(HOOK_ANSWERS, 1, 1, PATIENCE_NS, 4);
+	struct psc_source *source = guard->core.sources;
+
+	CHECK_REPORT(tell_and_hear(guard, 0, ALLOWED), 0);
+	/* What a thread has that is stuck in a system call of its round. */
+	atomic_fetch_add(&source->references, 1);
+	stop_guard(guard);
+	psc_supervisor_close(&guard->core);
+	CHECK_REPORT(tell_and_hear(guard, 0, ALLOWED), ENOSYS);
+	psc_source_release(source);
+	close_guard(guard);
+}
+
 static void test_retire(void)
 {
 	struct guard *guard = open_guard(HOOK_ANSWERS, 2, 2, PATIENCE_NS, 4);
@@ -824,6 +839,8 @@ static const struct check_test tests[] = {
 	 test_close},
 	{"close does not wait for a thread that is stuck in the hook",
 	 test_close_while_stuck},
+	{"close ends the listener though a round still refers to it",
+	 test_close_in_round},
 	{"a source is retired when the last task under its filter is gone",
 	 test_retire},
 	{"a forked child that forgets the guard does not keep calls hanging",
