@@ -5,7 +5,6 @@
 #include <linux/netlink.h>
 #include <netinet/in.h>
 #include <string.h>
-#include <sys/uio.h>
 
 #include "move.h"
 #include "privilege.h"
@@ -17,10 +16,6 @@
 static int read_address(struct psc_request *request, int32_t tid,
 			uint64_t address, int length)
 {
-	struct iovec local = {.iov_base = &request->address,
-			      .iov_len = (size_t)length};
-	struct iovec remote = {.iov_base = (void *)(uintptr_t)address,
-			       .iov_len = (size_t)length};
 	ssize_t got;
 
 	memset(&request->address, 0, sizeof(request->address));
@@ -28,9 +23,10 @@ static int read_address(struct psc_request *request, int32_t tid,
 	if (length < 0 || (size_t)length > sizeof(request->address))
 		return -EINVAL;
 	if (length > 0) {
-		got = process_vm_readv(tid, &local, 1, &remote, 1, 0);
+		got = psc_callers_read(tid, address, &request->address,
+				       (size_t)length);
 		if (got < 0)
-			return -errno;
+			return (int)got;
 		if (got != length)
 			return -EFAULT;
 	}
@@ -64,10 +60,14 @@ static bool read_meaning(const struct psc_request *request,
 		return false; /* SMC takes either */
 	}
 	psc_endpoint_from_sockaddr(&address, sizeof(address), asked);
-	/* Open on IPv4 too, if it becomes a wildcard and was not V6ONLY. */
-	asked->dual_stack = asked->dual_stack &&
-			    asked->family == PSC_FAMILY_IPV6 &&
-			    psc_endpoint_is_wildcard(asked);
+	/*
+	 * V6ONLY can be taken off until the bind is made. Then the socket is
+	 * deafened; one that has made sure that it can't be is judged as both.
+	 */
+	asked->dual_stack = asked->family == PSC_FAMILY_IPV6 &&
+			    psc_endpoint_is_wildcard(asked) &&
+			    (psc_socket_is_open_on_ipv4(request->copy_fd) ||
+			     psc_socket_is_filter_locked(request->copy_fd));
 	return true;
 }
 
@@ -90,9 +90,9 @@ int psc_binding_judge(struct psc_request *request, int32_t tid,
 		 * sockets keeps the kernel from running the call.
 		 */
 		request->decision = psc_rules_decide(policy, asked);
-		request->let_continue =
+		request->let_continue = true; /* should it be allowed */
+		request->quiet =
 			request->decision.verdict == PSC_VERDICT_ALLOW;
-		request->quiet = request->let_continue;
 		if (!request->quiet &&
 		    read_address(request, tid, address, length) == 0)
 			psc_endpoint_from_sockaddr(&request->address,
@@ -174,7 +174,7 @@ void psc_binding_interrupted(const struct psc_request *request,
 static void remember(struct psc_request *request, struct psc_memory *memory)
 {
 	const struct psc_endpoint *asked = &request->event.requested;
-	enum psc_memory_kind kind = PSC_MEMORY_NOTHING;
+	enum psc_memory_kind kind = PSC_MEMORY_CHOSEN;
 
 	if (request->decision.verdict == PSC_VERDICT_MOVE)
 		kind = PSC_MEMORY_MOVED;
@@ -200,9 +200,13 @@ static int bind_netlink(struct psc_request *request)
 	union psc_sockaddr address = request->address;
 	struct sockaddr_nl *netlink = (struct sockaddr_nl *)&address;
 	const socklen_t length = request->address_length;
+	struct sockaddr_nl bound = {0};
+	socklen_t bound_length = sizeof(bound);
 	int result = -EADDRINUSE;
 
-	if (length >= sizeof(*netlink) && netlink->nl_pid == 0) {
+	getsockname(request->copy_fd, (struct sockaddr *)&bound, &bound_length);
+	if (length >= sizeof(*netlink) && netlink->nl_pid == 0 &&
+	    bound.nl_pid == 0) {
 		netlink->nl_pid = (uint32_t)request->event.pid;
 		result = psc_privilege_bind(request->copy_fd, &address, length,
 					    0, request->event.tid);
@@ -213,6 +217,16 @@ static int bind_netlink(struct psc_request *request)
 	return result;
 }
 
+/* Whether a socket is where it was judged, or on less than that. */
+static bool judged_place(const struct psc_endpoint *actual,
+			 const struct psc_endpoint *judged)
+{
+	struct psc_endpoint same = *judged;
+
+	same.dual_stack = actual->dual_stack && judged->dual_stack;
+	return psc_endpoint_same_place(actual, &same);
+}
+
 int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 {
 	struct psc_event *event = &request->event;
@@ -221,8 +235,11 @@ int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 	const struct psc_memory_interrupted bind = describe(request);
 	union psc_sockaddr address = request->address;
 	socklen_t length = request->address_length;
+	bool changed;
 	int result;
 
+	if (moves)
+		psc_socket_want_port(request->copy_fd);
 	if (moves && psc_move_address(&request->decision.target, asked, &address,
 				      &length) < 0)
 		return -EXDEV;
@@ -244,10 +261,15 @@ int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 		return 0;
 
 	result = psc_socket_read(request->copy_fd, &event->actual);
-	event->open = result == 0;
-	event->first = psc_endpoint_is_udp(asked);
-	if (psc_endpoint_is_udp(asked) && !moves && request->source->can_deny &&
-	    (result < 0 || !psc_endpoint_same_place(&event->actual, asked))) {
+	/* Nothing that was not judged: a move may only have changed the rest. */
+	changed = result < 0 ||
+		  (moves ? event->actual.dual_stack && !asked->dual_stack
+			 : !judged_place(&event->actual, asked));
+	/* With IP_BIND_ADDRESS_NO_PORT a port is chosen later, or never. */
+	event->open = result == 0 && event->actual.port != 0;
+	event->first = event->open && psc_endpoint_is_udp(asked);
+	if (psc_endpoint_is_udp(asked) && changed &&
+	    request->source->can_deny) {
 		psc_socket_deafen(request->copy_fd);
 		return -ESTALE;
 	}

@@ -2,9 +2,11 @@
 #include "caller.h"
 
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 
 #include "kernel.h"
 
@@ -148,4 +150,22 @@ const struct psc_caller_name *psc_callers_name(struct psc_callers *callers,
 	name->tid = tid;
 	name->instruction = instruction;
 	return name;
+}
+
+ssize_t psc_callers_read(int32_t tid, uint64_t address, void *ret_bytes,
+			 size_t length)
+{
+	static _Atomic int reading;
+	struct iovec local = {.iov_base = ret_bytes, .iov_len = length};
+	struct iovec remote = {.iov_base = (void *)(uintptr_t)address,
+			       .iov_len = length};
+	ssize_t result = -EBUSY;
+
+	if (atomic_fetch_add(&reading, 1) < PSC_CALLERS_READING) {
+		result = process_vm_readv(tid, &local, 1, &remote, 1, 0);
+		if (result < 0)
+			result = -errno;
+	}
+	atomic_fetch_sub(&reading, 1);
+	return result;
 }

@@ -19,6 +19,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /** pidfds that one psc_callers keeps open */
 #define PSC_CALLERS_KEPT 8
@@ -88,5 +89,23 @@ int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd);
 const struct psc_caller_name *psc_callers_name(struct psc_callers *callers,
 					       int32_t tid,
 					       uint64_t instruction);
+
+/** reads of callers' memory that may be under way in the whole process */
+#define PSC_CALLERS_READING 8
+
+/**
+ * psc_callers_read - read the memory of a waiting thread
+ * @tid: the thread
+ * @address: where, in its memory
+ *
+ * Memory can be made to block whoever reads it (userfaultfd(2), a file of
+ * FUSE). Then the reading thread is lost until its target dies, so only a few
+ * may be at it.
+ *
+ * Return: the bytes that were read, or -errno: -EFAULT, -EPERM, -ESRCH, or
+ * -EBUSY when too many reads are stuck.
+ */
+ssize_t psc_callers_read(int32_t tid, uint64_t address, void *ret_bytes,
+			 size_t length);
 
 #endif

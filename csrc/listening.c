@@ -32,6 +32,11 @@ void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 		request->decision = (struct psc_decision){
 			.verdict = PSC_VERDICT_MOVE, .rule = known.rule};
 		request->made = true;
+		if (request->bound.dual_stack && !known.dual_stack) {
+			/* V6ONLY was taken off just before the bind. */
+			asked->dual_stack = true;
+			request->decision = psc_rules_decide(policy, asked);
+		}
 		return;
 	case PSC_MEMORY_EPHEMERAL:
 		asked->port = PSC_PORT_EPHEMERAL;
@@ -63,6 +68,7 @@ static int settle_port(struct psc_request *request)
 		union psc_sockaddr address;
 		socklen_t length;
 
+		psc_socket_want_port(request->copy_fd);
 		result = psc_socket_address(request->copy_fd, &address,
 					    &length);
 		if (result == 0 &&

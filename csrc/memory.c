@@ -52,19 +52,17 @@ void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
 
 	pthread_mutex_lock(&memory->lock);
 	entry = find(memory, cookie);
-	if (!entry && kind != PSC_MEMORY_NOTHING)
+	if (!entry)
 		entry = place(memory, cookie);
-	if (entry) {
-		*entry = (struct psc_memory_entry){
-			.cookie = cookie,
-			.kind = (uint8_t)kind,
-			.family = asked->family,
-			.dual_stack = asked->dual_stack,
-			.rule = rule,
-			.port = asked->port,
-		};
-		memcpy(entry->address, asked->address, sizeof(asked->address));
-	}
+	*entry = (struct psc_memory_entry){
+		.cookie = cookie,
+		.kind = (uint8_t)kind,
+		.family = asked->family,
+		.dual_stack = asked->dual_stack,
+		.rule = rule,
+		.port = asked->port,
+	};
+	memcpy(entry->address, asked->address, sizeof(asked->address));
 	pthread_mutex_unlock(&memory->lock);
 }
 

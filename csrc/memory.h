@@ -26,6 +26,7 @@
 
 enum psc_memory_kind {
 	PSC_MEMORY_NOTHING,
+	PSC_MEMORY_CHOSEN,    /* bound to the port that it has */
 	PSC_MEMORY_EPHEMERAL, /* bound to port 0 */
 	PSC_MEMORY_MOVED,     /* by @rule, from @address and @port */
 };
@@ -69,7 +70,7 @@ void psc_memory_init(struct psc_memory *memory);
 void psc_memory_free(struct psc_memory *memory);
 
 /**
- * psc_memory_store - remember a socket, or with PSC_MEMORY_NOTHING forget it
+ * psc_memory_store - remember a socket
  * @asked: where it was asked to be, for PSC_MEMORY_MOVED
  */
 void psc_memory_store(struct psc_memory *memory, uint64_t cookie,

@@ -20,8 +20,16 @@
 #define SIOCGSKNS 0x894C
 #endif
 
-#define BIT(capability) (1u << (capability))
-#define LAID_DOWN (BIT(CAP_NET_BIND_SERVICE) | BIT(CAP_NET_ADMIN))
+#define BIT(capability) (1ull << (capability))
+/*
+ * Whatever some protocol's bind asks for: privileged ports, netlink's groups
+ * (CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_AUDIT_READ), Bluetooth (CAP_NET_RAW).
+ */
+#define LAID_DOWN                                                              \
+	(BIT(CAP_NET_BIND_SERVICE) | BIT(CAP_NET_BROADCAST) |                  \
+	 BIT(CAP_NET_ADMIN) | BIT(CAP_NET_RAW) | BIT(CAP_SYS_ADMIN) |          \
+	 BIT(CAP_AUDIT_WRITE) | BIT(CAP_AUDIT_CONTROL) |                       \
+	 BIT(CAP_AUDIT_READ))
 
 /* The kernel's own threshold; a network namespace may have another one. */
 enum { USUAL_THRESHOLD = 1024 };
@@ -40,33 +48,39 @@ static int get_capabilities(struct capabilities *capabilities)
 }
 
 /* Set some bits of the effective set; of the calling thread only. */
-static void set_effective(uint32_t bits, bool on)
+static void set_effective(uint64_t bits, bool on)
 {
 	struct capabilities capabilities;
 
 	if (bits == 0 || get_capabilities(&capabilities) < 0)
 		return;
-	if (on)
-		capabilities.data[0].effective |=
-			bits & capabilities.data[0].permitted;
-	else
-		capabilities.data[0].effective &= ~bits;
+	for (int word = 0; word < 2; word++) {
+		struct __user_cap_data_struct *data = &capabilities.data[word];
+		const uint32_t some = (uint32_t)(bits >> (32 * word));
+
+		if (on)
+			data->effective |= some & data->permitted;
+		else
+			data->effective &= ~some;
+	}
 	syscall(__NR_capset, &capabilities.header, capabilities.data);
 }
 
-uint32_t psc_privilege_drop(void)
+uint64_t psc_privilege_drop(void)
 {
 	struct capabilities capabilities;
-	uint32_t held;
+	uint64_t held;
 
 	if (get_capabilities(&capabilities) < 0)
 		return 0;
-	held = capabilities.data[0].effective & LAID_DOWN;
+	held = (uint64_t)capabilities.data[1].effective << 32 |
+	       capabilities.data[0].effective;
+	held &= LAID_DOWN;
 	set_effective(held, false);
 	return held;
 }
 
-void psc_privilege_restore(uint32_t dropped)
+void psc_privilege_restore(uint64_t dropped)
 {
 	set_effective(dropped, true);
 }
@@ -88,17 +102,16 @@ static int read_file(const char *path, char *buffer, size_t size)
 	return 0;
 }
 
-static bool has_capability(int32_t tid, int capability)
+/* The effective capabilities of a thread. */
+static uint64_t capabilities_of(int32_t tid)
 {
 	char path[48], status[4096], *line;
 
 	snprintf(path, sizeof(path), "/proc/%d/status", tid);
 	if (read_file(path, status, sizeof(status)) < 0)
-		return false;
+		return 0;
 	line = strstr(status, "\nCapEff:");
-	return line &&
-	       (strtoull(line + strlen("\nCapEff:"), NULL, 16) >> capability &
-		1);
+	return line ? strtoull(line + strlen("\nCapEff:"), NULL, 16) : 0;
 }
 
 static bool same_file(const struct stat *first, const struct stat *second)
@@ -119,10 +132,10 @@ static int open_netns(int fd)
 }
 
 /*
- * Whether a thread has a capability over a network namespace: it has it in the
- * user namespace that owns the other, or in one above that.
+ * The capabilities that a thread has over a network namespace: its own, if its
+ * user namespace owns the other, or is above the one that does.
  */
-static bool may(int32_t tid, int netns_fd, int capability)
+static uint64_t capabilities_over(int32_t tid, int netns_fd)
 {
 	struct stat wanted, found;
 	char path[48];
@@ -130,8 +143,8 @@ static bool may(int32_t tid, int netns_fd, int capability)
 	int fd, parent_fd;
 
 	snprintf(path, sizeof(path), "/proc/%d/ns/user", tid);
-	if (!has_capability(tid, capability) || stat(path, &wanted) < 0)
-		return false;
+	if (stat(path, &wanted) < 0)
+		return 0;
 	fd = psc_kernel_ioctl(netns_fd, NS_GET_USERNS, NULL);
 	while (fd >= 0) {
 		is_above = fstat(fd, &found) == 0 && same_file(&found, &wanted);
@@ -140,7 +153,7 @@ static bool may(int32_t tid, int netns_fd, int capability)
 		close(fd);
 		fd = parent_fd;
 	}
-	return is_above;
+	return is_above ? capabilities_of(tid) : 0;
 }
 
 static bool in_our_netns(int fd)
@@ -173,7 +186,8 @@ static uint32_t threshold_of(int netns_fd)
 
 	if (own_fd < 0)
 		return threshold;
-	/* Of this thread only; needs CAP_SYS_ADMIN. */
+	/* Of this thread only. */
+	set_effective(BIT(CAP_SYS_ADMIN), true);
 	if (setns(netns_fd, CLONE_NEWNET) == 0) {
 		if (read_file("/proc/sys/net/ipv4/ip_unprivileged_port_start",
 			      text, sizeof(text)) == 0)
@@ -181,6 +195,7 @@ static uint32_t threshold_of(int netns_fd)
 		if (setns(own_fd, CLONE_NEWNET) < 0)
 			abort(); /* a thread that is lost in a foreign network */
 	}
+	set_effective(BIT(CAP_SYS_ADMIN), false);
 	close(own_fd);
 	return threshold;
 }
@@ -190,12 +205,13 @@ static int bind_raw(int fd, const union psc_sockaddr *address, socklen_t length)
 	return bind(fd, &address->generic, length) < 0 ? -errno : 0;
 }
 
+/* With those of the capabilities that the target has. */
 static int bind_raised(int fd, const union psc_sockaddr *address,
-		       socklen_t length)
+		       socklen_t length, uint64_t capabilities)
 {
 	int result;
 
-	set_effective(LAID_DOWN, true);
+	set_effective(capabilities & LAID_DOWN, true);
 	result = bind_raw(fd, address, length);
 	set_effective(LAID_DOWN, false);
 	return result;
@@ -204,33 +220,25 @@ static int bind_raised(int fd, const union psc_sockaddr *address,
 int psc_privilege_bind(int fd, const union psc_sockaddr *address,
 		       socklen_t length, uint32_t port, int32_t tid)
 {
-	bool ours = in_our_netns(fd);
+	const bool foreign = port != 0 && !in_our_netns(fd);
+	uint64_t capabilities;
 	int result, netns_fd;
 
-	if (!ours && port != 0) {
-		bool allowed;
-
-		netns_fd = open_netns(fd);
-		/* Not ours to know: then we have no right there either. */
-		if (netns_fd >= 0) {
-			allowed = may(tid, netns_fd, CAP_NET_BIND_SERVICE) ||
-				  port >= threshold_of(netns_fd);
-			close(netns_fd);
-			if (!allowed)
-				return -EACCES;
-			return bind_raised(fd, address, length);
-		}
+	if (!foreign) {
+		result = bind_raw(fd, address, length);
+		if (result != -EACCES && result != -EPERM)
+			return result;
 	}
 
-	result = bind_raw(fd, address, length);
-	if (result != -EACCES && result != -EPERM)
-		return result;
 	netns_fd = open_netns(fd);
-	if (netns_fd < 0)
-		return result;
-	if (may(tid, netns_fd,
-		port ? CAP_NET_BIND_SERVICE : CAP_NET_ADMIN))
-		result = bind_raised(fd, address, length);
+	if (netns_fd < 0) /* not ours to know: we have no right there either */
+		return foreign ? bind_raw(fd, address, length) : result;
+	capabilities = capabilities_over(tid, netns_fd);
+	if (foreign && !(capabilities & BIT(CAP_NET_BIND_SERVICE)) &&
+	    port < threshold_of(netns_fd))
+		result = -EACCES;
+	else
+		result = bind_raised(fd, address, length, capabilities);
 	close(netns_fd);
 	return result;
 }

@@ -3,10 +3,10 @@
  * The right to bind a privileged port is the target's, not the supervisor's.
  *
  * A bind on the copy is made with the supervisor's credentials. So its threads
- * lay CAP_NET_BIND_SERVICE and CAP_NET_ADMIN down (capabilities belong to a
- * thread; a hook runs without them too), and the kernel judges them as anybody. Where
- * it then refuses, and the target has the right, the thread takes the capability
- * up for that one call.
+ * lay down every capability that a bind can ask for (capabilities belong to a
+ * thread; a hook runs without them too), and the kernel judges them as anybody.
+ * Where it then refuses, the thread takes up those that the target has, for that
+ * one call.
  *
  * One right can't be laid down: who owns a user namespace has every capability
  * in it (user_namespaces(7)). So for a socket in a network namespace of another
@@ -23,14 +23,14 @@
 #include "endpoint.h"
 
 /**
- * psc_privilege_drop - lay the two capabilities down, for this thread
+ * psc_privilege_drop - lay those capabilities down, for this thread
  *
  * Return: what psc_privilege_restore() wants.
  */
-uint32_t psc_privilege_drop(void);
+uint64_t psc_privilege_drop(void);
 
 /** psc_privilege_restore - take up what psc_privilege_drop() laid down */
-void psc_privilege_restore(uint32_t dropped);
+void psc_privilege_restore(uint64_t dropped);
 
 /**
  * psc_privilege_bind - bind(2) on a copy, with no more right than the target

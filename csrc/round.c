@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -155,15 +154,13 @@ static int read_words(const struct seccomp_notif *notif, enum psc_call call,
 {
 	const size_t count = call == PSC_CALL_LISTEN ? 2 : 3;
 	uint32_t words[3] = {0};
-	struct iovec local = {.iov_base = words, .iov_len = 4 * count};
-	struct iovec remote = {
-		.iov_base = (void *)(uintptr_t)(uint32_t)notif->data.args[1],
-		.iov_len = 4 * count};
 	ssize_t length;
 
-	length = process_vm_readv((pid_t)notif->pid, &local, 1, &remote, 1, 0);
+	length = psc_callers_read((int32_t)notif->pid,
+				  (uint32_t)notif->data.args[1], words,
+				  4 * count);
 	if (length < 0)
-		return -errno;
+		return (int)length;
 	if ((size_t)length != 4 * count)
 		return -EFAULT;
 	*ret_arguments =

@@ -16,6 +16,27 @@ static int get_int(int fd, int level, int name, int *ret_value)
 	return 0;
 }
 
+bool psc_socket_is_open_on_ipv4(int fd)
+{
+	int value;
+
+	return get_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, &value) < 0 || value == 0;
+}
+
+bool psc_socket_is_filter_locked(int fd)
+{
+	int value;
+
+	return get_int(fd, SOL_SOCKET, SO_LOCK_FILTER, &value) < 0 || value;
+}
+
+void psc_socket_want_port(int fd)
+{
+	const int off = 0;
+
+	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &off, sizeof(off));
+}
+
 /* What only getsockopt tells of a socket with ports. */
 static int read_inet(int fd, struct psc_endpoint *endpoint)
 {
@@ -45,11 +66,8 @@ static int read_inet(int fd, struct psc_endpoint *endpoint)
 	}
 
 	if (endpoint->family == PSC_FAMILY_IPV6 &&
-	    psc_endpoint_is_wildcard(endpoint)) {
-		result = get_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, &value);
-		/* A socket that can't tell is judged as both. */
-		endpoint->dual_stack = result < 0 || value == 0;
-	}
+	    psc_endpoint_is_wildcard(endpoint))
+		endpoint->dual_stack = psc_socket_is_open_on_ipv4(fd);
 	return 0;
 }
 
@@ -122,11 +140,9 @@ int psc_socket_bind_ephemeral(int fd)
 {
 	union psc_sockaddr address;
 	socklen_t length;
-	int off = 0, result;
+	int result;
 
-	/* With this option a bind to port 0 would put the choice off again. */
-	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &off, sizeof(off));
-
+	psc_socket_want_port(fd);
 	/* Its own address back, port 0 with it. */
 	result = psc_socket_address(fd, &address, &length);
 	if (result < 0)

@@ -23,6 +23,18 @@ int psc_socket_read(int fd, struct psc_endpoint *ret_endpoint);
 /** psc_socket_cookie - the number that names the socket for life; 0: unknown */
 uint64_t psc_socket_cookie(int fd);
 
+/**
+ * psc_socket_is_open_on_ipv4 - whether a wildcard bind of an IPv6 socket would
+ * be open on IPv4 too: it is not V6ONLY, or can't tell
+ */
+bool psc_socket_is_open_on_ipv4(int fd);
+
+/** psc_socket_is_filter_locked - whether psc_socket_deafen() would fail */
+bool psc_socket_is_filter_locked(int fd);
+
+/** psc_socket_want_port - let the next bind to port 0 choose a port at once */
+void psc_socket_want_port(int fd);
+
 /** psc_socket_is_listening - whether connections are accepted already */
 bool psc_socket_is_listening(int fd);
 

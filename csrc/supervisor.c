@@ -258,7 +258,7 @@ int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
 			  const struct psc_target *target)
 {
 	struct psc_request *request;
-	uint32_t dropped;
+	uint64_t dropped;
 
 	if (!ask_claim(supervisor, ticket))
 		return -ESTALE;
@@ -316,6 +316,10 @@ static void retire(struct psc_supervisor *supervisor, struct psc_source *source)
 	struct psc_source **link;
 
 	pthread_mutex_lock(&supervisor->lists);
+	if (supervisor->closed) {
+		pthread_mutex_unlock(&supervisor->lists);
+		return;
+	}
 	epoll_ctl(supervisor->epoll_fd, EPOLL_CTL_DEL, source->fd, NULL);
 	for (link = &supervisor->sources; *link; link = &(*link)->next)
 		if (*link == source) {
@@ -329,13 +333,19 @@ static void retire(struct psc_supervisor *supervisor, struct psc_source *source)
 }
 
 /*
- * Close our own descriptors once the supervisor is closed and nobody is inside
- * who could still use their numbers. The lists are locked.
+ * Let go of what is left once the supervisor is closed and nobody is inside who
+ * could still use it. The lists are locked.
  */
-static void close_own_fds(struct psc_supervisor *supervisor)
+static void let_go(struct psc_supervisor *supervisor)
 {
+	struct psc_source *source;
+
 	if (!supervisor->closed || supervisor->workers)
 		return;
+	while ((source = supervisor->sources)) {
+		supervisor->sources = source->next;
+		psc_source_release(source);
+	}
 	if (supervisor->epoll_fd >= 0)
 		close(supervisor->epoll_fd);
 	if (supervisor->wake_fd >= 0)
@@ -346,22 +356,19 @@ static void close_own_fds(struct psc_supervisor *supervisor)
 
 void psc_supervisor_close(struct psc_supervisor *supervisor)
 {
-	struct psc_source *source;
-
 	fail_asks(supervisor); /* a round may have opened one after the stop */
 	pthread_mutex_lock(&supervisor->lists);
-	while ((source = supervisor->sources)) {
-		supervisor->sources = source->next;
-		/*
-		 * A thread that is stuck in a round still knows the number. The
-		 * listener goes now; the number when that thread is through.
-		 */
-		dup3(supervisor->wake_fd, source->fd, O_CLOEXEC);
-		psc_source_release(source);
-		atomic_fetch_sub(&supervisor->live, 1);
-	}
+	/*
+	 * A thread that is stuck in a round still knows the source and its
+	 * descriptor's number. The listener itself goes now.
+	 */
+	if (!supervisor->closed)
+		for (struct psc_source *source = supervisor->sources; source;
+		     source = source->next)
+			dup3(supervisor->wake_fd, source->fd, O_CLOEXEC);
 	supervisor->closed = true;
-	close_own_fds(supervisor);
+	atomic_store(&supervisor->live, 0);
+	let_go(supervisor);
 	pthread_mutex_unlock(&supervisor->lists);
 	psc_bell_ring(&supervisor->event_bell);
 }
@@ -548,7 +555,9 @@ static bool serve_waiting(struct psc_supervisor *supervisor,
 {
 	enum serve_result result = SERVED_MORE;
 
-	for (int i = 0; i < SERVE_IN_A_ROW && result == SERVED_MORE; i++) {
+	for (int i = 0; i < SERVE_IN_A_ROW && result == SERVED_MORE &&
+			!atomic_load(&supervisor->stopping);
+	     i++) {
 		result = serve(supervisor, worker, source, ret_ticket);
 		if (result == SERVE_ASK) {
 			*ret_why = PSC_RUN_ASK;
@@ -736,7 +745,7 @@ void psc_worker_close(struct psc_supervisor *supervisor,
 			*link = worker->next;
 			break;
 		}
-	close_own_fds(supervisor);
+	let_go(supervisor);
 	pthread_mutex_unlock(&supervisor->lists);
 	psc_callers_close(&worker->callers);
 }

@@ -143,7 +143,7 @@ class Guard:
 
     `policy`: a Policy, a rule, or rules; None allows everything, or asks the
     hook about everything. `hook`: a function, or coroutine function, that
-    takes a Request and returns ALLOW, DENY, `deny(errno)` or a bool; called
+    takes a Request and returns ALLOW, DENY, `deny(errno)`, `move(...)` or a bool; called
     only for `ask`, on a thread of the guard (a coroutine: on the event loop
     that runs where the guard is made, else on one of its own). `hook_timeout`:
     seconds that a hook may take; then the call is denied. `on_event`: called

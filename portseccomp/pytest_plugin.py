@@ -11,10 +11,10 @@ the first server starts. docs/testing.md is the how-to.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import pytest
@@ -64,13 +64,21 @@ def _filters(pid: int | str) -> int:
 
 def _status_text(status: int | None) -> str:
     if status is None:
-        return "still runs"
+        return "it still ran"
     if status < 0:
         try:
             return f"killed by {signal.Signals(-status).name}"
         except ValueError:
             return f"killed by signal {-status}"
     return f"exit status {status}"
+
+
+def _label(args: Any) -> str:
+    """A command in one line that is not too long."""
+    if isinstance(args, (str, bytes, os.PathLike)):
+        args = [args]
+    text = " ".join(" ".join(os.fsdecode(one) for one in args).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class GuardedServer:
@@ -100,6 +108,7 @@ class GuardedServer:
         self._file = output
         self._output: str | None = None
         self._ended_as: int | None = None
+        self._label = _label(process.args)
         self._mark = f"{_MARK}={mark}".encode()
         self._grace = grace
 
@@ -133,15 +142,7 @@ class GuardedServer:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def __repr__(self) -> str:
-        return f"<GuardedServer {self.command}>"
-
-    @property
-    def command(self) -> str:
-        """The command that was started, as one would type it."""
-        args = self.process.args
-        if isinstance(args, (str, bytes, os.PathLike)):
-            return os.fsdecode(args)
-        return shlex.join(os.fsdecode(one) for one in args)
+        return f"<GuardedServer {self._label}>"
 
     def output(self) -> str:
         """Return what it has written so far, stdout and stderr as they came.
@@ -161,7 +162,7 @@ class GuardedServer:
         text = self.output()
         if len(text) > _SHOWN:
             text = f"... {len(text) - _SHOWN} characters before\n{text[-_SHOWN:]}"
-        return f"portseccomp: output of {self.command}{end}", text or "(none)"
+        return f"portseccomp: output of {self._label}{end}", text or "(none)"
 
     # ---- the end ----
 
@@ -193,7 +194,8 @@ class GuardedServer:
             except subprocess.TimeoutExpired:
                 pass
             else:
-                if not self._wait(min(_SETTLE, self._grace)):
+                settle = 0 if self._ended_as is not None else _SETTLE
+                if not self._wait(min(settle, self._grace)):
                     self._signal(signal.SIGTERM)
                     self._wait(max(limit - time.monotonic(), 0))
             return self._kill()
@@ -231,7 +233,7 @@ class GuardedServer:
             return None  # ended, but nobody has reaped it
         names = ", ".join(str(pid) for pid in left)
         return (
-            f"guarded_server: something that {self.command} has started is left after "
+            f"guarded_server: something that {self._label} has started is left after "
             + (f"SIGKILL: process {names}" if left else "the test, and can't be found")
         )
 
@@ -256,10 +258,10 @@ class GuardedServer:
         return [pid for pid in numbers if self._started(pid, own)]
 
     def _started(self, pid: int, own: int) -> bool:
-        """Whether a process is of the tree: by session, output or environment.
+        """Whether a process is of the tree: by session, descriptor or environment.
 
-        A daemon has left the session; a server that shows its state in the
-        process list may have overwritten its environment.
+        A daemon has left the session; nginx and others, which show their state
+        in the process list, have overwritten their environment.
         """
         if pid == os.getpid() or _filters(pid) <= own:
             return False  # all guarded ones have a filter more than we have
@@ -267,7 +269,7 @@ class GuardedServer:
             if os.getsid(pid) == self.process.pid:
                 return True
             output = os.fstat(self._file.fileno())
-            for fd in (1, 2):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
                 try:
                     if os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), output):
                         return True
@@ -338,24 +340,24 @@ class ServerFactory:
         env = popen_kwargs.pop("env", None)
         env = {"PYTHONUNBUFFERED": "1", **(os.environ if env is None else env)}
         env[_MARK] = mark
-        guard = Guard(_MOVES if policy is None and move else policy)
-        try:
-            output = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115: kept open
-            try:
-                _append_only(output)
-                options = {
-                    "stdin": subprocess.DEVNULL,
-                    "stdout": output,
-                    "stderr": output,
-                    "start_new_session": True,
-                }
-                process = guard.popen(args, env=env, **(options | popen_kwargs))
-            except BaseException:
-                output.close()
-                raise
-        except BaseException:
-            guard.close()
-            raise
+        with ExitStack() as undo:
+            guard = Guard(_MOVES if policy is None and move else policy)
+            undo.callback(guard.close)
+            output = undo.enter_context(tempfile.TemporaryFile(buffering=0))
+            _append_only(output)
+            options = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": output,
+                "stderr": output,
+                "start_new_session": True,
+                **popen_kwargs,
+            }
+            if options.get("close_fds", True):
+                # By it a daemon is known that has left everything else.
+                passed = options.get("pass_fds", ())
+                options["pass_fds"] = (*passed, output.fileno())
+            process = guard.popen(args, env=env, **options)
+            undo.pop_all()  # the server's stop() does it
 
         server = GuardedServer(guard, process, output, mark=mark, grace=grace)
         try:
@@ -373,18 +375,12 @@ class ServerFactory:
         else:
             self._servers.append(server)
             return server
+        lines = [f"guarded_server: {server._label} {why}"]
         problem = server._stop()
-        pytest.fail(
-            "\n".join(
-                [
-                    f"guarded_server: {server.command} {why}",
-                    *filter(
-                        None,
-                        [problem, *_calls(guard), "Its output:", server._section()[1]],
-                    ),
-                ]
-            )
-        )
+        if problem:
+            lines.append(problem)
+        lines += [*_calls(guard), "Its output:", server._section()[1]]
+        pytest.fail("\n".join(lines))
 
 
 def _append_only(file: IO[bytes]) -> None:
@@ -451,7 +447,7 @@ def guarded_server_factory(request: pytest.FixtureRequest) -> Iterator[ServerFac
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None]:
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the output of a failed test's servers."""
     report = yield
     servers = item.stash.get(_servers, [])

@@ -144,5 +144,7 @@ def move(host: str | None = None, port: int | None = None) -> Verdict:
 
         if not isinstance(host, str):
             raise TypeError(f"a host is a string such as '127.0.0.1', not {host!r}")
+        if "%" in host:
+            raise ValueError(f"host {host!r} names an interface; give the address")
         ipaddress.ip_address(host)
     return Verdict("move", None, host, port)

@@ -107,7 +107,9 @@ def test_io_uring(victim, policy, expected):
 
 
 @x86_64
-@pytest.mark.parametrize("policy", ["deny tcp:1", Policy("allow tcp:1", default="allow")])
+@pytest.mark.parametrize(
+    "policy", ["deny tcp:1", Policy("allow tcp:1", default="allow")]
+)
 def test_x32_call_fails(victim, free_port, policy):
     """A `listen` by its x32 number fails with ENOSYS, and nothing opens."""
     with Guard(policy) as guard:

@@ -1,0 +1,260 @@
+"""A target binds privileged ports exactly where it may without a guard.
+
+The supervisor performs the calls, and is root here: what a target may comes
+from the target. Each case is run without a guard as well, and must give the
+same. Network namespaces of their own keep the system's ports out of the way.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from conftest import need
+
+import portseccomp
+from portseccomp import ALLOW, Guard
+
+LIMIT = 30.0
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+POLICIES = {
+    "can-deny": ("deny 7", None),
+    "can-not-deny": (None, None),
+    "hook": ("ask any", lambda request: ALLOW),
+    "moves": ("move 7 -> 9", None),
+}
+GUARDED = pytest.mark.parametrize("policy", POLICIES)
+
+PORTS = ["udp4=80", "udp6=80", "tcp4=80", "tcp6=80", "udp4=0", "tcp4=0"]
+HIGH = ["udp4=1024", "tcp4=1024", "udp4=1023", "tcp4=1023", "tcp6=1023", "udp6=1024"]
+
+# Steps of the victim, and what the binds to port 80 must give.
+CASES = {
+    "root": (["net"], "0"),
+    "dropped": (["net", "drop"], "EACCES"),
+    "all dropped": (["net", "all"], "EACCES"),
+    "laid down": (["net", "off"], "EACCES"),
+    "laid down and taken up": (["net", "off", "on"], "0"),
+    "other user": (["net", "uid=65534"], "EACCES"),
+    "user namespace": (["user", "net"], "0"),
+    "user namespace dropped": (["user", "net", "drop"], "EACCES"),
+    "user namespace all dropped": (["user", "net", "all"], "EACCES"),
+    "user namespace only": (["net", "user"], "EACCES"),
+    "two user namespaces": (["user", "net", "user"], "EACCES"),
+    "user of a user namespace": (["uid=65534", "user", "net"], "0"),
+    "its threshold is 0": (["user", "net", "start=0", "all"], "0"),
+    "threshold 0": (["net", "start=0", "all"], "0"),
+    "threshold 80": (["net", "start=80", "all"], "0"),
+    "threshold 81": (["net", "start=81", "all"], "EACCES"),
+    "its threshold is 81": (["user", "net", "start=81", "all"], "EACCES"),
+    "threshold 30000": (["net", "start=30000"], "0"),
+    "dropped on a thread": (["net", "thread", "drop"], "EACCES"),
+    "net namespace of a thread": (["thread", "net", "drop"], "EACCES"),
+}
+
+
+def run(command: list[str], policy: str | None = None, **options) -> str:
+    """Run a command, under the named policy if there is one; its output."""
+    options = {"stdout": -1, "stderr": -2, "timeout": LIMIT, **options}
+    if policy is None:
+        done = subprocess.run(command, **options)
+    else:
+        rules, hook = POLICIES[policy]
+        with Guard(rules, hook=hook) as guard:
+            done = guard.run(command, **options)
+            stats = guard.stats()
+            assert (stats.failed, stats.hook_errors) == (0, 0)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.decode()
+
+
+@pytest.fixture(scope="module")
+def public_binder(victim):
+    """The victim where every user can run it."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        yield shutil.copy(victim("bindprivilege"), place)
+
+
+@needs_root
+@GUARDED
+@pytest.mark.parametrize("case", CASES)
+def test_privileged_ports_are_as_without_a_guard(victim, case, policy):
+    """Who may not bind port 80 may not under a guard; who may, may."""
+    steps, expected = CASES[case]
+    command = [victim("bindprivilege"), *steps, *PORTS, *HIGH]
+    outside = run(command)
+    assert run(command, policy) == outside
+    results = dict(line.split(": ") for line in outside.splitlines())
+    assert {results[f"{one} 80"] for one in ("udp4", "udp6", "tcp4", "tcp6")} == {
+        expected
+    }
+
+
+@needs_root
+@GUARDED
+@pytest.mark.parametrize("start", [1, 1000, 1024, 2000, 30000])
+def test_threshold_of_another_network_namespace(victim, policy, start):
+    """ip_unprivileged_port_start counts where the socket is, not where we are."""
+    ports = [1, 80, start - 1, start, start + 1, 5000]
+    binds = [f"{what}={port}" for what in ("udp4", "tcp4") for port in ports if port]
+    command = [victim("bindprivilege"), "net", f"start={start}", "all", *binds]
+    outside = run(command)
+    assert f"udp4 {start}: 0\n" in outside
+    assert start == 1 or f"tcp4 {start - 1}: EACCES\n" in outside
+    assert run(command, policy) == outside
+
+
+@needs_root
+@GUARDED
+def test_the_sockets_network_namespace_decides(victim, policy):
+    """A socket from the first namespace is bound there, wherever its owner is."""
+    binder = victim("bindprivilege")
+    # In a namespace of our own: its threshold is the usual one, its ports free.
+    command = [binder, "net", "early=82", "user", "net", "start=0", "late", "udp4=82"]
+    outside = run(command)
+    assert outside == "late 82: EACCES\nudp4 82: 0\n"
+    assert run(command, policy) == outside
+    command = [binder, "net", "start=0", "early=82", "net", "all", "late", "udp4=82"]
+    outside = run(command)
+    assert outside == "late 82: 0\nudp4 82: EACCES\n"
+    assert run(command, policy) == outside
+
+
+@needs_root
+@GUARDED
+def test_popen_as_another_user(public_binder, policy):
+    """A target that popen starts with user= has the rights of that user."""
+    command = [public_binder, "udp4=83", "tcp4=83", "udp4=0", "tcp4=0"]
+    options = {"user": 65534, "group": 65534, "extra_groups": []}
+    outside = run(command, **options)
+    assert outside.splitlines()[:2] == ["udp4 83: EACCES", "tcp4 83: EACCES"]
+    assert run(command, policy, **options) == outside
+
+
+@needs_root
+@GUARDED
+@pytest.mark.parametrize("tool", ["setpriv", "capsh"])
+def test_real_tools_that_drop_the_capability(victim, policy, tool):
+    """After setpriv or capsh has dropped the capability port 80 is refused."""
+    command = [victim("bindprivilege"), "udp4=80", "tcp4=80", "udp6=80", "tcp4=8080"]
+    netns = [need("unshare", "util-linux"), "-n"]
+    up = 'ip link set lo up && exec "$@"'
+    need("ip", "iproute2")
+    if tool == "setpriv":
+        path = need("setpriv", "util-linux")
+        drop = [path, "--inh-caps=-all", "--bounding-set=-net_bind_service"]
+    else:
+        path = need("capsh", "libcap2-bin")
+        drop = [path, "--drop=cap_net_bind_service", "--", "-c", '"$@"', "sh"]
+    full = [*netns, "sh", "-c", up, "sh", *drop, *command]
+    outside = run(full)
+    assert outside.startswith("udp4 80: EACCES\ntcp4 80: EACCES\nudp6 80: EACCES\n")
+    assert run(full, policy) == outside
+
+
+@needs_root
+@GUARDED
+@pytest.mark.parametrize("drops", [False, True])
+def test_unshare_as_people_use_it(victim, policy, drops):
+    """In `unshare -Urn` uid 0 may bind port 80; without the capability it may not."""
+    steps = ["drop"] if drops else []
+    command = [need("unshare", "util-linux"), "-Urn", victim("bindprivilege")]
+    command += [*steps, "udp4=80", "udp4=0"]
+    expected = "EACCES" if drops else "0"
+    # The loopback device is down there, but bind works on its address.
+    outside = run(command)
+    assert outside == f"udp4 80: {expected}\nudp4 0: 0\n"
+    assert run(command, policy) == outside
+
+
+@needs_root
+@pytest.mark.parametrize("steps", [["net", "all"], ["net", "drop"], ["user", "net"]])
+@pytest.mark.parametrize("what", ["udp4", "tcp4", "udp6", "tcp6"])
+def test_a_move_gives_no_privilege(victim, what, steps):
+    """Moved to a privileged port, a target gets what it gets for asking for it."""
+    binder = victim("bindprivilege")
+    asked = run([binder, *steps, f"{what}=84"]).replace(" 84:", " 8084:")
+    with Guard("move 8084 -> 84") as guard:
+        done = guard.run([binder, *steps, f"{what}=8084"], stdout=-1)
+        event = next(iter(guard.events()))
+    assert done.stdout.decode() == asked
+    assert (event.verdict, event.rule) == ("move", "move 8084 -> 84")
+    assert event.errno == ("EACCES" if steps[0] == "net" else None)
+
+
+@needs_root
+@pytest.mark.parametrize("steps", [["net", "all"], ["net"]])
+def test_a_move_away_needs_no_privilege(victim, steps):
+    """Moved away from a privileged port, nobody needs a privilege."""
+    command = [victim("bindprivilege"), *steps, "udp4=84", "tcp4=84", "udp6=84"]
+    with Guard("move 84 -> 8084") as guard:
+        done = guard.run(command, stdout=-1)
+    assert done.stdout == b"udp4 84: 0\ntcp4 84: 0\nudp6 84: 0\n"
+
+
+@needs_root
+@pytest.mark.parametrize("steps", [["net", "all"], ["net"]])
+def test_a_hooks_move_gives_no_privilege(victim, steps):
+    """A hook that moves to a privileged port gives no privilege either."""
+    command = [victim("bindprivilege"), *steps, "udp4=8084"]
+    with Guard(hook=lambda request: portseccomp.move(port=84)) as guard:
+        done = guard.run(command, stdout=-1)
+    expected = "EACCES" if "all" in steps else "0"
+    assert done.stdout.decode() == f"udp4 8084: {expected}\n"
+
+
+@needs_root
+@GUARDED
+def test_no_other_capability_is_lent(victim, policy):
+    """A target without CAP_AUDIT_READ can't bind the audit group."""
+    command = [victim("bindprivilege"), "all", "audit"]
+    outside = run(command)
+    if "no socket" in outside:
+        pytest.skip("needs a kernel with CONFIG_AUDIT")
+    assert outside == "audit: EPERM\n"
+    assert run(command, policy) == outside
+
+
+UNPRIVILEGED = """
+import subprocess, sys
+from portseccomp import Guard
+policy, *command = sys.argv[1:]
+with Guard(policy or None) as guard:
+    done = guard.run(command, stdout=-1, stderr=-2)
+sys.stdout.buffer.write(done.stdout)
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("policy", ["deny 1", ""])
+@pytest.mark.parametrize(
+    "steps",
+    [[], ["user", "net"], ["user", "net", "drop"], ["user", "net", "all"]],
+    ids="-".join,
+)
+def test_supervisor_without_privileges(public_binder, policy, steps):
+    """Under a supervisor that is no root, targets may what they may without."""
+    path = need("setpriv", "util-linux")
+    user = [path, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    user += ["--inh-caps=-all", "--bounding-set=-all"]
+    command = [public_binder, *steps, "udp4=80", "tcp4=80", "udp4=8080"]
+    guard = [sys.executable, "-c", UNPRIVILEGED, policy]
+    package = os.path.dirname(os.path.dirname(portseccomp.__file__))
+    seen = subprocess.run(
+        [*user, sys.executable, "-c", "import portseccomp"],
+        cwd=package,
+        capture_output=True,
+    )
+    if seen.returncode != 0:
+        pytest.skip("needs an interpreter and a package that every user can read")
+    outside = run([*user, *command])
+    assert run([*user, *guard, *command], cwd=package) == outside
+    expected = "0" if steps == ["user", "net"] else "EACCES"
+    assert outside.startswith(f"udp4 80: {expected}\ntcp4 80: {expected}\n")
