@@ -47,6 +47,7 @@ enum psc_failure {
  * struct psc_event - one finished request
  * @time_ns: when it was received, CLOCK_REALTIME
  * @cookie: the socket's SO_COOKIE, 0 when not known
+ * @inode: with @open, the socket's inode, as the tables of /proc/net show it
  * @latency_ns: from RECV to just before SEND
  * @rule: what decided: an index, PSC_RULE_DEFAULT, or an enum psc_decided_by
  * @error: the errno that the caller got, 0 for none
@@ -58,6 +59,7 @@ enum psc_failure {
 struct psc_event {
 	int64_t time_ns;
 	uint64_t cookie;
+	uint64_t inode;
 	int64_t latency_ns;
 	int32_t pid;
 	int32_t tid;

@@ -69,6 +69,8 @@ static void answer(struct psc_request *request, struct psc_books *books)
 	struct psc_event *event = &request->event;
 	int result;
 
+	if (event->open)
+		event->inode = psc_socket_inode(request->copy_fd);
 	close_copy(request);
 	event->latency_ns = psc_round_now() - request->started_ns;
 	count_outcome(event, &books->stats);

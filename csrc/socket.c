@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "kernel.h"
 
@@ -118,6 +119,13 @@ uint64_t psc_socket_cookie(int fd)
 	if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0)
 		return 0;
 	return cookie;
+}
+
+uint64_t psc_socket_inode(int fd)
+{
+	struct stat found;
+
+	return fstat(fd, &found) < 0 ? 0 : found.st_ino;
 }
 
 bool psc_socket_is_listening(int fd)

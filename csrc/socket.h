@@ -23,6 +23,9 @@ int psc_socket_read(int fd, struct psc_endpoint *ret_endpoint);
 /** psc_socket_cookie - the number that names the socket for life; 0: unknown */
 uint64_t psc_socket_cookie(int fd);
 
+/** psc_socket_inode - the number that /proc/net shows; 0: unknown */
+uint64_t psc_socket_inode(int fd);
+
 /**
  * psc_socket_is_open_on_ipv4 - whether a wildcard bind of an IPv6 socket would
  * be open on IPv4 too: it is not V6ONLY, or can't tell

@@ -414,7 +414,7 @@ cdef class Supervisor:
                 host_of(&event.actual) if event.open else None,
                 port_of(&event.actual) if event.open else None,
                 event.backlog, event.outcome, event.error, event.first,
-                event.rule, event.latency_ns, event.cookie,
+                event.rule, event.latency_ns, event.inode,
                 event.failure, event.failure_error,
             ))
         return events

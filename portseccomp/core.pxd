@@ -101,6 +101,7 @@ cdef extern from "event.h" nogil:
     cdef struct psc_event:
         int64_t time_ns
         uint64_t cookie
+        uint64_t inode
         int64_t latency_ns
         int32_t pid
         int32_t tid

@@ -70,7 +70,7 @@ class Event:
         "rule",
         "latency_us",
         "reason",
-        "_cookie",
+        "_inode",
         "_place",
     )
 
@@ -92,7 +92,7 @@ class Event:
     rule: str
     latency_us: float
     reason: str | None
-    _cookie: int
+    _inode: int
     _place: tuple[int, int, bool]
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def make_event(fields: EventFields, rules: tuple[str, ...]) -> Event:
     (
         time_ns, call, pid, tid, comm, known, family, af, protocol, kind,
         dual_stack, requested_host, requested_port, is_open, host, port,
-        backlog, outcome, error, first, rule, latency_ns, cookie, failure,
+        backlog, outcome, error, first, rule, latency_ns, inode, failure,
         failure_error,
     ) = fields  # fmt: skip
     event = Event()
@@ -167,7 +167,7 @@ def make_event(fields: EventFields, rules: tuple[str, ...]) -> Event:
             event.reason += f" ({errno_name(failure_error)})"
     else:
         event.rule = "default"
-    event._cookie = cookie
+    event._inode = inode
     event._place = (family, protocol, dual_stack)
     return event
 

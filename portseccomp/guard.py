@@ -379,7 +379,7 @@ class Guard:
 
     def _remember(self, event: Event) -> None:
         """Keep what is open, by socket; now and then let go of what is closed."""
-        key = event._cookie or (event.family, event.host, event.port)
+        key = event._inode or (event.family, event.host, event.port)
         if event.first or key not in self._opened:
             self._opened[key] = event
         if len(self._opened) >= 1024 and len(self._opened) % 1024 == 0:

@@ -2,59 +2,44 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import sys
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from portseccomp.events import Event
 
 _Net: TypeAlias = tuple[int, int] | None  # a network namespace
 
-_LISTEN = "0A"  # TCP_LISTEN, as /proc/net/tcp prints states (proc_net(5))
-_UNIX_LISTENING = 0x10000  # SO_ACCEPTCON in /proc/net/unix's flags
+_TCP_LISTEN = "0A"  # as /proc/net/tcp prints states (proc_pid_net(5))
+_UNIX_LISTENING = 0x10000  # __SO_ACCEPTCON in /proc/net/unix's flags
+_INODE = 9  # the column of the inode in the tables of TCP and UDP
+_UNIX_INODE = 6
+
+# MPTCP sockets are in the tables of TCP, with the same inode.
+_TABLES = ("tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "unix")
 
 
-@lru_cache(maxsize=4096)
-def _kernel_form(host: str, port: int) -> str:
-    """An address as /proc/net/tcp prints it: each 32-bit word in host order."""
-    packed = ipaddress.ip_address(host.partition("%")[0]).packed
-    words = [packed[i : i + 4] for i in range(0, len(packed), 4)]
-    digits = "".join(f"{int.from_bytes(one, sys.byteorder):08X}" for one in words)
-    return f"{digits}:{port:04X}"
-
-
-def _read_lines(pid: int, name: str) -> list[str]:
-    """The table as the process's network namespace has it, or as ours has."""
+def _rows(pid: int, table: str) -> list[str]:
+    """A table as a process's network namespace has it, or as ours has."""
     for place in (str(pid), "self"):
         try:
-            with open(f"/proc/{place}/net/{name}", errors="surrogateescape") as file:
+            with open(f"/proc/{place}/net/{table}", errors="replace") as file:
                 return file.read().splitlines()[1:]
         except OSError:
             continue
     return []
 
 
-def _open_addresses(pid: int, protocol: str) -> set[str]:
-    """What is open: TCP sockets that listen, and all UDP sockets."""
-    found = set()
-    for name in (protocol, f"{protocol}6"):
-        for line in _read_lines(pid, name):
-            fields = line.split()
-            if protocol != "tcp" or fields[3] == _LISTEN:
-                found.add(fields[1])
-    return found
-
-
-def _listening_paths(pid: int) -> set[str]:
-    found = set()
-    for line in _read_lines(pid, "unix"):
-        fields = line.split(maxsplit=7)
-        if int(fields[3], 16) & _UNIX_LISTENING and len(fields) > 7:
-            found.add(fields[7])
-    return found
+def _open_inodes(pid: int) -> Iterator[int]:
+    """The inodes of sockets that are open to others."""
+    for table in _TABLES:
+        for row in _rows(pid, table):
+            fields = row.split()
+            if table == "unix":
+                if int(fields[3], 16) & _UNIX_LISTENING:
+                    yield int(fields[_UNIX_INODE])
+            elif not table.startswith("tcp") or fields[3] == _TCP_LISTEN:
+                yield int(fields[_INODE])
 
 
 def _net_of(pid: int) -> _Net:
@@ -65,39 +50,26 @@ def _net_of(pid: int) -> _Net:
     return found.st_dev, found.st_ino
 
 
-class OpenPorts:
+class OpenSockets:
     """One look at the kernel's tables, each read at most once."""
 
     def __init__(self) -> None:
-        self._addresses: dict[tuple[_Net, str], set[str]] = {}
-        self._paths: dict[_Net, set[str]] = {}
+        self._inodes: dict[_Net, set[int]] = {}
 
     def has(self, event: Event) -> bool:
-        """Whether what an event has opened is open now."""
+        """Whether the very socket that an event is about is open now."""
         if event.host is None:
             return False
+        if event.family not in ("ipv4", "ipv6", "unix"):
+            # No table of the others: as long as their process is there.
+            return os.path.exists(f"/proc/{event.pid}")
         net = _net_of(event.pid)
-        if event.family in ("ipv4", "ipv6"):
-            protocol = event.protocol or ""
-            table = protocol if protocol in ("udp", "udplite") else "tcp"
-            if (net, table) not in self._addresses:
-                self._addresses[net, table] = _open_addresses(event.pid, table)
-            addresses = self._addresses[net, table]
-            port = event.port or 0
-            if _kernel_form(event.host, port) in addresses:
-                return True
-            # IPv4 on an IPv6 socket
-            return event.family == "ipv4" and (
-                _kernel_form(f"::ffff:{event.host}", port) in addresses
-            )
-        if event.family == "unix":
-            if net not in self._paths:
-                self._paths[net] = _listening_paths(event.pid)
-            return event.host in self._paths[net]
-        return os.path.exists(f"/proc/{event.pid}")
+        if net not in self._inodes:
+            self._inodes[net] = set(_open_inodes(event.pid))
+        return event._inode in self._inodes[net]
 
 
 def still_open(events: Iterable[Event]) -> list[Event]:
-    """Return those of the events whose ports are open still."""
-    ports = OpenPorts()
-    return [one for one in events if ports.has(one)]
+    """Return those of the events whose sockets are open still."""
+    sockets = OpenSockets()
+    return [one for one in events if sockets.has(one)]
