@@ -126,7 +126,8 @@ static void *serve_supervisor(void *unused)
 
 	(void)unused;
 	if (psc_supervisor_init(&supervisor, 1024, 1000000000, 1) < 0 ||
-	    psc_supervisor_add(&supervisor, listener_fd, &policy) < 0)
+	    psc_supervisor_add(&supervisor, listener_fd,
+			   PSC_LISTENER_WAIT_KILLABLE, &policy) < 0)
 		die("floor: supervisor");
 	psc_worker_init(&supervisor, &worker);
 	psc_supervisor_run(&supervisor, &worker, &ticket);

@@ -249,8 +249,11 @@ int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 		request->copy_fd, &address, length,
 		psc_endpoint_has_ports(asked) ? port_of(&address) : 0,
 		event->tid);
-	if (result == -EINVAL && psc_memory_resume(memory, &bind))
-		result = 0; /* made before, but the answer did not arrive */
+	if (result == -EINVAL && psc_memory_resume(memory, &bind)) {
+		/* Made before, and recorded, but the answer did not arrive. */
+		request->quiet = true;
+		result = 0;
+	}
 	if (result < 0)
 		return result;
 
@@ -260,7 +263,8 @@ int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 	if (request->quiet)
 		return 0;
 
-	result = psc_socket_read(request->copy_fd, &event->actual);
+	result = psc_socket_reread(request->copy_fd, &request->bound,
+				   &event->actual);
 	/* Nothing that was not judged: a move may only have changed the rest. */
 	changed = result < 0 ||
 		  (moves ? event->actual.dual_stack && !asked->dual_stack

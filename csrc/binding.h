@@ -38,7 +38,7 @@ int psc_binding_act(struct psc_request *request, struct psc_memory *memory);
 void psc_binding_continues(struct psc_request *request,
 			   struct psc_memory *memory);
 
-/** psc_binding_interrupted - the caller of a bind did not get its answer */
+/** psc_binding_interrupted - the caller may not have got its answer */
 void psc_binding_interrupted(const struct psc_request *request,
 			     struct psc_memory *memory);
 

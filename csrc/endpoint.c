@@ -125,14 +125,14 @@ bool psc_endpoint_same_place(const struct psc_endpoint *first,
 
 bool psc_endpoint_is_tcp(const struct psc_endpoint *endpoint)
 {
-	return psc_endpoint_has_ports(endpoint) &&
+	return psc_endpoint_has_ports(endpoint) && endpoint->type != SOCK_RAW &&
 	       (endpoint->protocol == IPPROTO_TCP ||
 		endpoint->protocol == IPPROTO_MPTCP || endpoint->af == AF_SMC);
 }
 
 bool psc_endpoint_is_udp(const struct psc_endpoint *endpoint)
 {
-	return psc_endpoint_has_ports(endpoint) &&
+	return psc_endpoint_has_ports(endpoint) && endpoint->type != SOCK_RAW &&
 	       (endpoint->protocol == IPPROTO_UDP ||
 		endpoint->protocol == IPPROTO_UDPLITE);
 }

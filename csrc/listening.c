@@ -90,7 +90,7 @@ static int settle_port(struct psc_request *request)
 	if (result < 0)
 		return result;
 
-	result = psc_socket_read(request->copy_fd, actual);
+	result = psc_socket_reread(request->copy_fd, &request->bound, actual);
 	if (result < 0 || actual->port == PSC_PORT_EPHEMERAL)
 		return -ESTALE;
 	if (request->decision.verdict == PSC_VERDICT_MOVE)
@@ -126,7 +126,7 @@ int psc_listening_act(struct psc_request *request)
 	if (result < 0)
 		return result;
 
-	result = ports ? psc_socket_read(request->copy_fd, actual) : 0;
+	result = ports ? psc_socket_reread(request->copy_fd, &request->bound, actual) : 0;
 	if (guarded && (result < 0 || actual->port != request->bound.port ||
 			!psc_endpoint_same_place(actual, &request->bound))) {
 		psc_socket_unlisten(request->copy_fd);

@@ -83,10 +83,10 @@ static void answer(struct psc_request *request, struct psc_books *books)
 	else
 		result = psc_listener_answer(request->source->fd, request->id,
 					     event->error);
-	if (result == 0)
-		return;
-	psc_stats_add(&books->stats.vanished);
-	if (event->call == PSC_CALL_BIND)
+	if (result < 0)
+		psc_stats_add(&books->stats.vanished);
+	if (event->call == PSC_CALL_BIND &&
+	    (result < 0 || request->source->restarts))
 		psc_binding_interrupted(request, &books->memory);
 }
 

@@ -38,12 +38,15 @@
  * @references: who uses the source; the last closes it
  * @policy: outlives the source
  * @can_deny: psc_rules_can_deny(@policy)
+ * @restarts: a signal can make a caller drop an answer that was sent, and call
+ *   again: there is no WAIT_KILLABLE_RECV
  */
 struct psc_source {
 	int fd;
 	_Atomic int references;
 	const struct psc_policy *policy;
 	bool can_deny;
+	bool restarts;
 	struct psc_source *next;
 };
 

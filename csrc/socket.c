@@ -41,22 +41,17 @@ void psc_socket_want_port(int fd)
 /* What only getsockopt tells of a socket with ports. */
 static int read_inet(int fd, struct psc_endpoint *endpoint)
 {
-	int value, result;
+	int value, type, result;
 
 	result = get_int(fd, SOL_SOCKET, SO_PROTOCOL, &value);
 	if (result < 0)
 		return result;
 	endpoint->protocol = (uint16_t)value;
-	if (value == IPPROTO_TCP || value == IPPROTO_MPTCP) {
-		endpoint->type = SOCK_STREAM;
-	} else {
-		int type;
-
-		result = get_int(fd, SOL_SOCKET, SO_TYPE, &type);
-		if (result < 0)
-			return result;
-		endpoint->type = (uint16_t)type;
-	}
+	/* A raw socket has protocol numbers of its own choice, and no port. */
+	result = get_int(fd, SOL_SOCKET, SO_TYPE, &type);
+	if (result < 0)
+		return result;
+	endpoint->type = (uint16_t)type;
 
 	/* SMC sockets have names of AF_INET, and protocol numbers 0 and 1. */
 	if (value <= 1) {
@@ -109,6 +104,23 @@ int psc_socket_read(int fd, struct psc_endpoint *ret_endpoint)
 		return read_other(fd, ret_endpoint);
 	ret_endpoint->af = address.generic.sa_family;
 	return read_inet(fd, ret_endpoint);
+}
+
+int psc_socket_reread(int fd, const struct psc_endpoint *before,
+		      struct psc_endpoint *ret_endpoint)
+{
+	union psc_sockaddr address;
+	socklen_t length = sizeof(address);
+
+	if (getsockname(fd, &address.generic, &length) < 0)
+		return -errno;
+	*ret_endpoint = *before;
+	psc_endpoint_from_sockaddr(&address, length, ret_endpoint);
+	ret_endpoint->dual_stack =
+		ret_endpoint->family == PSC_FAMILY_IPV6 &&
+		psc_endpoint_is_wildcard(ret_endpoint) &&
+		psc_socket_is_open_on_ipv4(fd);
+	return psc_endpoint_has_ports(ret_endpoint) ? 0 : -EPROTO;
 }
 
 uint64_t psc_socket_cookie(int fd)

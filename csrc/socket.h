@@ -20,6 +20,15 @@
  */
 int psc_socket_read(int fd, struct psc_endpoint *ret_endpoint);
 
+/**
+ * psc_socket_reread - read again where an internet socket is
+ * @before: what psc_socket_read() said of it: what can't change is taken over
+ *
+ * Return: 0 or -errno.
+ */
+int psc_socket_reread(int fd, const struct psc_endpoint *before,
+		      struct psc_endpoint *ret_endpoint);
+
 /** psc_socket_cookie - the number that names the socket for life; 0: unknown */
 uint64_t psc_socket_cookie(int fd);
 

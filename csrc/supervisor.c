@@ -282,7 +282,7 @@ int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
 /* ---- sources ---- */
 
 int psc_supervisor_add(struct psc_supervisor *supervisor, int listener_fd,
-		       const struct psc_policy *policy)
+		       unsigned int features, const struct psc_policy *policy)
 {
 	struct psc_source *source = calloc(1, sizeof(*source));
 	struct epoll_event interest = {.events = EPOLLIN};
@@ -293,6 +293,7 @@ int psc_supervisor_add(struct psc_supervisor *supervisor, int listener_fd,
 	source->fd = listener_fd;
 	source->policy = policy;
 	source->can_deny = psc_rules_can_deny(policy);
+	source->restarts = !(features & PSC_LISTENER_WAIT_KILLABLE);
 	atomic_init(&source->references, 1);
 	interest.data.ptr = source;
 

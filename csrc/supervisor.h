@@ -130,12 +130,13 @@ void psc_supervisor_free(struct psc_supervisor *supervisor);
 /**
  * psc_supervisor_add - serve one more listener
  * @listener_fd: owned by the supervisor on success
+ * @features: what psc_listener_install() said of it
  * @policy: outlives the supervisor
  *
  * Return: 0, -ENOMEM, or what epoll_ctl(2) says.
  */
 int psc_supervisor_add(struct psc_supervisor *supervisor, int listener_fd,
-		       const struct psc_policy *policy);
+		       unsigned int features, const struct psc_policy *policy);
 
 /** psc_worker_init - prepare a thread's own part; @worker is large */
 void psc_worker_init(struct psc_supervisor *supervisor,

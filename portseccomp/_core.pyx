@@ -337,9 +337,10 @@ cdef class Supervisor:
                 psc_supervisor_free(self.core)
             PyMem_RawFree(self.core)
 
-    def add(self, int listener_fd, Table table):
+    def add(self, int listener_fd, unsigned int features, Table table):
         """Serve one more listener, whose descriptor is taken over."""
-        cdef int result = psc_supervisor_add(self.core, listener_fd, &table.policy)
+        cdef int result = psc_supervisor_add(
+            self.core, listener_fd, features, &table.policy)
         if result < 0:
             raise OSError(-result, _os.strerror(-result))
         self.tables.append(table)
@@ -442,6 +443,11 @@ cdef class Supervisor:
     def live(self):
         """Listeners that can still send requests."""
         return self.core.live
+
+    @property
+    def pushed(self):
+        """How many events there have been, without those that were lost."""
+        return self.core.books.ring.head
 
     def stop(self):
         """Make every thread come back."""

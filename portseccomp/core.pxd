@@ -119,6 +119,7 @@ cdef extern from "event.h" nogil:
         psc_endpoint requested
         psc_endpoint actual
     cdef struct psc_event_ring:
+        uint64_t head
         uint64_t lost
     c_bool psc_event_ring_pop(psc_event_ring *ring, psc_event *ret_event)
     enum: PSC_RULE_HOOK
@@ -171,7 +172,8 @@ cdef extern from "supervisor.h" nogil:
         int64_t hook_timeout_ns, int max_hooks)
     void psc_supervisor_free(psc_supervisor *supervisor)
     int psc_supervisor_add(
-        psc_supervisor *supervisor, int listener_fd, const psc_policy *policy)
+        psc_supervisor *supervisor, int listener_fd, unsigned int features,
+        const psc_policy *policy)
     void psc_worker_init(psc_supervisor *supervisor, psc_worker *worker)
     void psc_worker_close(psc_supervisor *supervisor, psc_worker *worker)
     int psc_supervisor_run(

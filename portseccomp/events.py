@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -174,7 +175,8 @@ def make_event(fields: EventFields, rules: tuple[str, ...]) -> Event:
 
 def is_environment_failure(fields: EventFields) -> bool:
     """Whether an event tells of a machine that refuses what we need."""
-    return fields[23] in _ENVIRONMENT_FAILURES
+    # Busy: a hostile caller keeps our readers, which is no news of the machine.
+    return fields[23] in _ENVIRONMENT_FAILURES and fields[24] != errno.EBUSY
 
 
 class EventLog:

@@ -143,9 +143,10 @@ class Guard:
 
     `policy`: a Policy, a rule, or rules; None allows everything, or asks the
     hook about everything. `hook`: a function, or coroutine function, that
-    takes a Request and returns ALLOW, DENY, `deny(errno)`, `move(...)` or a bool; called
-    only for `ask`, on a thread of the guard (a coroutine: on the event loop
-    that runs where the guard is made, else on one of its own). `hook_timeout`:
+    takes a Request and returns ALLOW, DENY, `deny(errno)`, `move(...)` or a
+    bool; called only for `ask`, on a thread of the guard (a coroutine: on the
+    event loop that runs where the guard is made, else on one of its own), which
+    lacks the capabilities that a bind can ask for. `hook_timeout`:
     seconds that a hook may take; then the call is denied. `on_event`: called
     with each Event, on a thread of the guard; whoever waits for the same event
     elsewhere does not wait for this call. `unix`: "perform", or "continue"
@@ -243,7 +244,7 @@ class Guard:
             need_bind=self._policy.needs_bind, no_io_uring=self._table.can_deny
         )
         try:
-            self._state.core.add(launcher.listener_fd, self._table)
+            self._state.core.add(launcher.listener_fd, launcher.features, self._table)
         except OSError as error:
             os.close(launcher.listener_fd)
             launcher.retire()
@@ -628,7 +629,7 @@ def _finished(guard: weakref.ref[Guard], state: _State) -> Callable[[], bool]:
         one = guard()
         if one is None or state.closed:
             return True
-        return one._any_target and state.launcher is None and state.core.live == 0
+        return one._any_target and state.launcher is None and state.supervision.idle
 
     return finished
 

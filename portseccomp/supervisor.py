@@ -51,6 +51,7 @@ class Supervision:
         self._lock = threading.RLock()
         self._threads: set[threading.Thread] = set()
         self._attention = 0
+        self._delivered = 0
         self._stopping = False
         self._draining = threading.RLock()  # on_event may ask the guard things
         self.failure: BaseException | None = None
@@ -103,6 +104,11 @@ class Supervision:
         if wanted:
             self._core.ring()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no target is left, and all events have been delivered."""
+        return self._core.live == 0 and self._delivered == self._core.pushed
+
     def _dispatch(self) -> None:
         while not self._stopping:
             self._core.wait_events(_LOOK_AGAIN)
@@ -117,7 +123,10 @@ class Supervision:
         """Deliver what there is; empty at the end, so that waiters look again."""
         with self._draining:
             while events := self._core.next_events(256):
-                self._deliver(events)
+                try:
+                    self._deliver(events)
+                finally:
+                    self._delivered += len(events)
             self._deliver([])
 
     # ---- the end ----

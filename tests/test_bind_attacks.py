@@ -112,9 +112,9 @@ def test_no_way_to_hear_ipv4_where_only_ipv6_is_allowed(
     """No change of V6ONLY, however it is hidden, opens what IPv4 rules deny."""
     result, stats = race(victim, free_port, attack, rules, FEWER)
     assert (result["tries"], result["wins"]) == (FEWER, 0)
-    if attack != "mapped":
+    assert stats.denied > 0
+    if attack in ("v6only", "tcp-v6only"):
         # It was a race: some calls came before the change, some after.
-        assert stats.denied > 0
         assert stats.allowed + stats.moved > 0
 
 
@@ -175,13 +175,18 @@ def test_moves_under_a_signal_storm(victim, free_port, not_killable):
 
 def test_interrupted_binds_open_once(victim, free_port, not_killable):
     """An interrupted UDP bind has one event that says `first`, not two."""
-    ports, times = (free_port(), free_port()), 3000
-    with Guard(f"deny {ports[1]}", event_buffer=1 << 16) as guard:
+    ports, times, opened = (free_port(), free_port()), 3000, 0
+
+    def count(event) -> None:
+        nonlocal opened
+        opened += event.is_open and event.first
+
+    with Guard(f"deny {ports[1]}", on_event=count, event_buffer=1 << 16) as guard:
         storm(guard, victim, ports, times, "restart")
-        events = list(guard.events())
-        assert guard.stats().events_lost == 0
-    opened = [one for one in events if one.is_open and one.first]
-    assert len(opened) == times
+        stats = guard.stats()
+    assert stats.vanished > 0
+    assert guard.stats().events_lost == 0
+    assert opened == times
 
 
 # ---- calls that libc does not make ----

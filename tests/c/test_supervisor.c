@@ -294,7 +294,7 @@ static struct guard *open_guard(enum hook hook, int victims, int workers,
 	CHECK(wait_locked(guard, &guard->installed, NULL, 0));
 	if (guard->listener_fd >= 0)
 		CHECK_INT(psc_supervisor_add(&guard->core, guard->listener_fd,
-					     &guard->policy),
+			   PSC_LISTENER_WAIT_KILLABLE, &guard->policy),
 			  0);
 	start_workers(guard, workers);
 	return guard;
@@ -747,9 +747,11 @@ static void test_two_sources(void)
 
 	/* The second listener is served by the first guard's threads. */
 	psc_supervisor_close(&other->core);
-	CHECK_INT(psc_supervisor_add(&guard->core, moved_fd, &other->policy),
+	CHECK_INT(psc_supervisor_add(&guard->core, moved_fd,
+			   PSC_LISTENER_WAIT_KILLABLE, &other->policy),
 		  0);
-	CHECK_INT(psc_supervisor_add(&guard->core, moved_fd, &other->policy),
+	CHECK_INT(psc_supervisor_add(&guard->core, moved_fd,
+			   PSC_LISTENER_WAIT_KILLABLE, &other->policy),
 		  -EEXIST);
 	CHECK_INT(atomic_load(&guard->core.live), 2);
 	for (int i = 0; i < 20; i++) {

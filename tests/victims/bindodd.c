@@ -137,10 +137,10 @@ static void show_name(int fd)
 		break;
 	case AF_NETLINK:
 		printf(" %s groups=%x",
-		       a.nl.nl_pid == 0			  ? "none"
+		       a.nl.nl_pid == 0			   ? "none"
 		       : a.nl.nl_pid == (uint32_t)getpid() ? "self"
-		       : a.nl.nl_pid == 4242		  ? "4242"
-							  : "other",
+		       : a.nl.nl_pid == 4242		   ? "4242"
+							   : "other",
 		       a.nl.nl_groups);
 		break;
 	default:
@@ -188,7 +188,7 @@ static void once(const struct kind *kind, const union address *address,
 
 static void lengths(void)
 {
-	static const char *const names[] = {"udp4",  "udp6",  "tcp4", "tcp6",
+	static const char *const names[] = {"udp4",  "udp6",  "tcp4",	"tcp6",
 					    "unixd", "unixs", "netlink"};
 	static const int odd[] = {-1, -16, INT_MIN, INT_MAX, 1 << 16, 4096};
 
@@ -213,8 +213,8 @@ static void lengths(void)
 
 static void families(void)
 {
-	static const int odd[] = {AF_UNSPEC, AF_UNIX,	 AF_INET, AF_INET6,
-				  AF_NETLINK, AF_VSOCK, 99,	  65535};
+	static const int odd[] = {AF_UNSPEC,  AF_UNIX,	AF_INET, AF_INET6,
+				  AF_NETLINK, AF_VSOCK, 99,	 65535};
 
 	for (size_t i = 0; i < COUNT(kinds); i++)
 		for (size_t k = 0; k < 2 * COUNT(odd); k++) {
@@ -252,17 +252,28 @@ struct place {
 };
 
 static const struct place places[] = {
-	{"0.0.0.0", 0},		 {"127.0.0.1", 0},
-	{"127.1.2.3", 0},	 {"192.0.2.1", 0},
-	{"224.0.0.251", 0},	 {"255.255.255.255", 0},
-	{"::", 0},		 {"::1", 0},
-	{"::", 1},		 {"::1", 1},
-	{"::1", 9999},		 {"::ffff:127.0.0.1", 0},
-	{"::ffff:0.0.0.0", 0},	 {"::ffff:192.0.2.1", 0},
-	{"::ffff:224.0.0.1", 0}, {"::127.0.0.1", 0},
-	{"fe80::1", 0},		 {"fe80::1", 1},
-	{"fe80::1", 9999},	 {"ff02::fb", 0},
-	{"ff02::fb", 1},	 {"2001:db8::1", 0},
+	{"0.0.0.0", 0},
+	{"127.0.0.1", 0},
+	{"127.1.2.3", 0},
+	{"192.0.2.1", 0},
+	{"224.0.0.251", 0},
+	{"255.255.255.255", 0},
+	{"::", 0},
+	{"::1", 0},
+	{"::", 1},
+	{"::1", 1},
+	{"::1", 9999},
+	{"::ffff:127.0.0.1", 0},
+	{"::ffff:0.0.0.0", 0},
+	{"::ffff:192.0.2.1", 0},
+	{"::ffff:224.0.0.1", 0},
+	{"::127.0.0.1", 0},
+	{"fe80::1", 0},
+	{"fe80::1", 1},
+	{"fe80::1", 9999},
+	{"ff02::fb", 0},
+	{"ff02::fb", 1},
+	{"2001:db8::1", 0},
 };
 
 static union address at(const struct place *place, int port, int *ret_family)
@@ -310,8 +321,8 @@ static void addresses(void)
 
 static void pointers(void)
 {
-	static const char *const names[] = {"udp4", "tcp4",  "udp6",
-					    "unixd", "netlink"};
+	static const char *const names[] = {"udp4", "tcp4", "udp6", "unixd",
+					    "netlink"};
 	static const int sizes[] = {0, 1, 2, 12, 16, 28, 110, 128, 129, -1};
 	const long size = sysconf(_SC_PAGESIZE);
 	char *pages = mmap(NULL, (size_t)size * 3, PROT_READ | PROT_WRITE,
@@ -325,8 +336,9 @@ static void pointers(void)
 
 		for (size_t k = 0; k < COUNT(sizes); k++) {
 			const int length = sizes[k];
-			const size_t room =
-				length > 0 && length <= 128 ? (size_t)length : 2;
+			const size_t room = length > 0 && length <= 128
+						    ? (size_t)length
+						    : 2;
 			const struct {
 				const char *name;
 				const void *address;
@@ -406,7 +418,7 @@ static void descriptors(void)
 /* Several binds on one socket. */
 static void again(void)
 {
-	static const char *const names[] = {"udp4", "udp6",    "tcp4", "tcp6",
+	static const char *const names[] = {"udp4",  "udp6",	"tcp4",	 "tcp6",
 					    "unixd", "netlink", "mptcp4"};
 
 	for (size_t i = 0; i < COUNT(names); i++)

@@ -167,9 +167,11 @@ static void *take_steps(void *steps)
 			drop(0, 1, 1);
 		} else if (!strncmp(*step, "uid=", 4)) {
 			need((int)syscall(SYS_setresgid, number, number,
-					  number), "setgid");
+					  number),
+			     "setgid");
 			need((int)syscall(SYS_setresuid, number, number,
-					  number), "setuid");
+					  number),
+			     "setuid");
 			/* Else /proc/self would be root's. */
 			prctl(PR_SET_DUMPABLE, 1);
 		} else if (!strcmp(*step, "thread")) {

@@ -39,14 +39,13 @@ static void once(int type, int port, int expected)
 	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	for (;;) {
 		result = bind(fd, (void *)&address, sizeof(address)) < 0 ? errno
-									: 0;
+									 : 0;
 		if (result != EINTR)
 			break;
 		interrupted++;
 	}
 	getsockname(fd, (void *)&name, &length);
-	if (result != expected ||
-	    ntohs(name.sin_port) != (expected ? 0 : port))
+	if (result != expected || ntohs(name.sin_port) != (expected ? 0 : port))
 		first = wrong++ ? first : result ? result : -1;
 	close(fd);
 }
