@@ -135,18 +135,22 @@ const struct psc_caller_name *psc_callers_name(struct psc_callers *callers,
 {
 	struct psc_caller_name *name =
 		&callers->named[(uint32_t)tid % PSC_CALLERS_NAMED];
-	char *end;
+	char text[2 * sizeof(name->comm)];
+	size_t length;
 
 	if (name->tid == tid && name->instruction == instruction)
 		return name;
 
 	memset(name, 0, sizeof(*name));
 	name->pid = find_process(tid);
-	if (read_proc(tid, "comm", name->comm, sizeof(name->comm)) < 0)
+	if (read_proc(tid, "comm", text, sizeof(text)) < 0)
 		return name; /* gone: not remembered, its tid stays 0 */
-	end = strchr(name->comm, '\n');
-	if (end)
-		*end = '\0';
+	/* The last byte is a newline; a name may have others. */
+	length = strlen(text);
+	if (length > sizeof(name->comm))
+		length = sizeof(name->comm);
+	if (length > 0)
+		memcpy(name->comm, text, length - 1);
 	name->tid = tid;
 	name->instruction = instruction;
 	return name;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from portseccomp.cli.options import UsageError, parse
     from portseccomp.errors import PortseccompError
 
+    _open_standard_streams()
     try:
         command = parse(list(sys.argv[1:] if argv is None else argv))
         return command()
@@ -25,6 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         return fail(f"internal error: {type(error).__name__}: {error}")
+
+
+def _open_standard_streams() -> None:
+    """Give closed standard streams a place, or what we open would take theirs."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            mode = "r" if fd == 0 else "w"
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115
 
 
 def fail(why: str) -> int:
