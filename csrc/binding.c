@@ -23,8 +23,9 @@ static int read_address(struct psc_request *request, int32_t tid,
 	if (length < 0 || (size_t)length > sizeof(request->address))
 		return -EINVAL;
 	if (length > 0) {
-		got = psc_callers_read(tid, address, &request->address,
-				       (size_t)length);
+		got = psc_callers_read(request->source->readers,
+				       request->event.pid, tid, address,
+				       &request->address, (size_t)length);
 		if (got < 0)
 			return (int)got;
 		if (got != length)
@@ -36,9 +37,10 @@ static int read_address(struct psc_request *request, int32_t tid,
 
 /*
  * What an address means to this socket. Its own family decides: an AF_UNSPEC
- * address on an IPv4 socket is an IPv4 address. False: the kernel refuses it.
+ * address on an IPv4 socket is an IPv4 address.
+ * Return: 0, or what the kernel says: -EINVAL, -EAFNOSUPPORT.
  */
-static bool read_meaning(const struct psc_request *request,
+static int read_meaning(const struct psc_request *request,
 			 struct psc_endpoint *asked)
 {
 	union psc_sockaddr address = request->address;
@@ -46,18 +48,20 @@ static bool read_meaning(const struct psc_request *request,
 
 	*asked = request->bound;
 	if (asked->af == AF_INET) {
-		if (request->address_length < sizeof(struct sockaddr_in) ||
-		    (family != AF_INET && family != AF_UNSPEC))
-			return false;
+		if (request->address_length < sizeof(struct sockaddr_in))
+			return -EINVAL;
+		if (family != AF_INET && family != AF_UNSPEC)
+			return -EAFNOSUPPORT;
 		address.generic.sa_family = AF_INET;
 	} else if (asked->af == AF_INET6) {
-		if (request->address_length < SHORTEST_IN6 ||
-		    family != AF_INET6)
-			return false;
+		if (request->address_length < SHORTEST_IN6)
+			return -EINVAL;
+		if (family != AF_INET6)
+			return -EAFNOSUPPORT;
 		if (request->address_length < sizeof(struct sockaddr_in6))
 			((struct sockaddr_in6 *)&address)->sin6_scope_id = 0;
 	} else if (family != AF_INET && family != AF_INET6) {
-		return false; /* SMC takes either */
+		return -EAFNOSUPPORT; /* SMC takes either */
 	}
 	psc_endpoint_from_sockaddr(&address, sizeof(address), asked);
 	/*
@@ -68,7 +72,7 @@ static bool read_meaning(const struct psc_request *request,
 			    psc_endpoint_is_wildcard(asked) &&
 			    (psc_socket_is_open_on_ipv4(request->copy_fd) ||
 			     psc_socket_is_filter_locked(request->copy_fd));
-	return true;
+	return 0;
 }
 
 int psc_binding_judge(struct psc_request *request, int32_t tid,
@@ -108,9 +112,12 @@ int psc_binding_judge(struct psc_request *request, int32_t tid,
 	result = read_address(request, tid, address, length);
 	if (result < 0)
 		return result;
-	if (!psc_endpoint_has_ports(asked) || !read_meaning(request, asked)) {
+	if (!psc_endpoint_is_udp(asked) && !psc_endpoint_is_tcp(asked))
+		return 0; /* raw sockets, SCTP: made as asked */
+	result = read_meaning(request, asked);
+	if (result < 0) {
 		*asked = request->bound;
-		return 0;
+		return result;
 	}
 
 	decision = psc_rules_decide(policy, asked);
@@ -170,8 +177,12 @@ void psc_binding_interrupted(const struct psc_request *request,
 		psc_memory_interrupt(memory, &bind);
 }
 
-/* What `listen` has to know of a TCP socket that is bound now. */
-static void remember(struct psc_request *request, struct psc_memory *memory)
+/*
+ * What `listen` has to know of a TCP socket that is bound now, to @port; 0 where
+ * that is not known.
+ */
+static void remember(struct psc_request *request, struct psc_memory *memory,
+		     uint32_t port)
 {
 	const struct psc_endpoint *asked = &request->event.requested;
 	enum psc_memory_kind kind = PSC_MEMORY_CHOSEN;
@@ -181,14 +192,14 @@ static void remember(struct psc_request *request, struct psc_memory *memory)
 	else if (asked->port == PSC_PORT_EPHEMERAL)
 		kind = PSC_MEMORY_EPHEMERAL;
 	psc_memory_store(memory, request->event.cookie, kind,
-			 request->event.rule, asked);
+			 request->event.rule, asked, port);
 }
 
 void psc_binding_continues(struct psc_request *request,
 			   struct psc_memory *memory)
 {
 	if (psc_endpoint_is_tcp(&request->event.requested))
-		remember(request, memory);
+		remember(request, memory, 0);
 }
 
 /*
@@ -258,13 +269,16 @@ int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 		return result;
 
 	request->made = true;
+	if (request->quiet && !psc_endpoint_is_tcp(asked))
+		return 0;
+	result = psc_socket_reread(request->copy_fd, &request->bound,
+				   &event->actual);
 	if (psc_endpoint_is_tcp(asked))
-		remember(request, memory);
+		remember(request, memory,
+			 result < 0 ? 0 : event->actual.port);
 	if (request->quiet)
 		return 0;
 
-	result = psc_socket_reread(request->copy_fd, &request->bound,
-				   &event->actual);
 	/* Nothing that was not judged: a move may only have changed the rest. */
 	changed = result < 0 ||
 		  (moves ? event->actual.dual_stack && !asked->dual_stack

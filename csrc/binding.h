@@ -18,10 +18,12 @@
  * @length: the length that it gave
  *
  * Sets @decision, @event.requested, @let_continue and @quiet. What the kernel
- * refuses for its form is made as asked, so that the errno is the kernel's.
+ * would refuse for its form is refused here, with the kernel's errno: by the
+ * time that it were made, the socket could be one that takes it
+ * (IPV6_ADDRFORM makes an IPv6 socket an IPv4 one).
  *
- * Return: 0; -EINVAL or -EFAULT, which are the call's own; any other -errno
- * when the memory could not be read.
+ * Return: 0; -EINVAL, -EFAULT or -EAFNOSUPPORT, which are the call's own; any
+ * other -errno when the memory could not be read.
  */
 int psc_binding_judge(struct psc_request *request, int32_t tid,
 		      uint64_t address, int length);

@@ -156,20 +156,38 @@ const struct psc_caller_name *psc_callers_name(struct psc_callers *callers,
 	return name;
 }
 
-ssize_t psc_callers_read(int32_t tid, uint64_t address, void *ret_bytes,
-			 size_t length)
+/* Take a place among the readers, or NULL. */
+static _Atomic int32_t *start_reading(_Atomic int32_t *readers, int32_t pid)
 {
-	static _Atomic int reading;
+	int same = 0;
+
+	for (int i = 0; i < PSC_CALLERS_READING; i++)
+		same += atomic_load(&readers[i]) == pid;
+	if (same >= PSC_CALLERS_READING_PROCESS)
+		return NULL;
+	for (int i = 0; i < PSC_CALLERS_READING; i++) {
+		int32_t nobody = 0;
+
+		if (atomic_compare_exchange_strong(&readers[i], &nobody, pid))
+			return &readers[i];
+	}
+	return NULL;
+}
+
+ssize_t psc_callers_read(_Atomic int32_t *readers, int32_t pid, int32_t tid,
+			 uint64_t address, void *ret_bytes, size_t length)
+{
+	_Atomic int32_t *place = start_reading(readers, pid);
 	struct iovec local = {.iov_base = ret_bytes, .iov_len = length};
 	struct iovec remote = {.iov_base = (void *)(uintptr_t)address,
 			       .iov_len = length};
-	ssize_t result = -EBUSY;
+	ssize_t result;
 
-	if (atomic_fetch_add(&reading, 1) < PSC_CALLERS_READING) {
-		result = process_vm_readv(tid, &local, 1, &remote, 1, 0);
-		if (result < 0)
-			result = -errno;
-	}
-	atomic_fetch_sub(&reading, 1);
+	if (!place)
+		return -EBUSY;
+	result = process_vm_readv(tid, &local, 1, &remote, 1, 0);
+	if (result < 0)
+		result = -errno;
+	atomic_store(place, 0);
 	return result;
 }

@@ -17,6 +17,7 @@
 #ifndef PSC_CALLER_H
 #define PSC_CALLER_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -90,11 +91,16 @@ const struct psc_caller_name *psc_callers_name(struct psc_callers *callers,
 					       int32_t tid,
 					       uint64_t instruction);
 
-/** reads of callers' memory that may be under way in the whole process */
+/** reads of callers' memory that may be under way for one listener... */
 #define PSC_CALLERS_READING 8
+/** ...and for one process */
+#define PSC_CALLERS_READING_PROCESS 2
 
 /**
  * psc_callers_read - read the memory of a waiting thread
+ * @readers: PSC_CALLERS_READING places for the processes that are being read,
+ *   0 where free
+ * @pid: the thread's process
  * @tid: the thread
  * @address: where, in its memory
  *
@@ -105,7 +111,7 @@ const struct psc_caller_name *psc_callers_name(struct psc_callers *callers,
  * Return: the bytes that were read, or -errno: -EFAULT, -EPERM, -ESRCH, or
  * -EBUSY when too many reads are stuck.
  */
-ssize_t psc_callers_read(int32_t tid, uint64_t address, void *ret_bytes,
-			 size_t length);
+ssize_t psc_callers_read(_Atomic int32_t *readers, int32_t pid, int32_t tid,
+			 uint64_t address, void *ret_bytes, size_t length);
 
 #endif

@@ -22,6 +22,8 @@ void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 	}
 
 	certain = psc_memory_find(memory, request->event.cookie, &known);
+	if (known.actual_port && known.actual_port != asked->port)
+		known.kind = PSC_MEMORY_CHOSEN;
 	switch (known.kind) {
 	case PSC_MEMORY_MOVED:
 		/* Judged once, at bind, by what it asked for. */

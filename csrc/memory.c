@@ -46,7 +46,7 @@ static struct psc_memory_entry *place(struct psc_memory *memory,
 
 void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
 		      enum psc_memory_kind kind, int32_t rule,
-		      const struct psc_endpoint *asked)
+		      const struct psc_endpoint *asked, uint32_t actual_port)
 {
 	struct psc_memory_entry *entry;
 
@@ -61,6 +61,7 @@ void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
 		.dual_stack = asked->dual_stack,
 		.rule = rule,
 		.port = asked->port,
+		.actual_port = actual_port,
 	};
 	memcpy(entry->address, asked->address, sizeof(asked->address));
 	pthread_mutex_unlock(&memory->lock);

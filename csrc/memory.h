@@ -34,6 +34,8 @@ enum psc_memory_kind {
 /**
  * struct psc_memory_entry - one socket
  * @rule: what moved it: the index of a rule, or PSC_RULE_HOOK
+ * @actual_port: where it was then; 0 when that is not known. A socket that is
+ *   elsewhere by now is not the one that is remembered
  */
 struct psc_memory_entry {
 	uint64_t cookie;
@@ -42,6 +44,7 @@ struct psc_memory_entry {
 	bool dual_stack;
 	int32_t rule;
 	uint32_t port;
+	uint32_t actual_port;
 	uint8_t address[16];
 };
 
@@ -75,7 +78,7 @@ void psc_memory_free(struct psc_memory *memory);
  */
 void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
 		      enum psc_memory_kind kind, int32_t rule,
-		      const struct psc_endpoint *asked);
+		      const struct psc_endpoint *asked, uint32_t actual_port);
 
 /**
  * psc_memory_find - recall a socket

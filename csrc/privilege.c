@@ -135,9 +135,10 @@ static int open_netns(int fd)
  * The capabilities that a thread has over a network namespace: its own, if its
  * user namespace owns the other, or is above the one that does.
  */
-static uint64_t capabilities_over(int32_t tid, int netns_fd)
+static uint64_t capabilities_over(int32_t tid, int netns_fd, sa_family_t af)
 {
 	struct stat wanted, found;
+	uint64_t mask = LAID_DOWN;
 	char path[48];
 	bool is_above = false;
 	int fd, parent_fd;
@@ -145,6 +146,18 @@ static uint64_t capabilities_over(int32_t tid, int netns_fd)
 	snprintf(path, sizeof(path), "/proc/%d/ns/user", tid);
 	if (stat(path, &wanted) < 0)
 		return 0;
+	/*
+	 * Some binds ask for a capability in the first user namespace (vsock's
+	 * ports, audit's groups). Ours may be of that one, the target's not: in
+	 * another user namespace than ours it keeps only what is asked for in
+	 * the network namespace's own.
+	 */
+	if (stat("/proc/thread-self/ns/user", &found) < 0 ||
+	    !same_file(&found, &wanted))
+		mask = af == AF_INET || af == AF_INET6
+			       ? BIT(CAP_NET_BIND_SERVICE)
+		       : af == AF_NETLINK ? BIT(CAP_NET_ADMIN)
+					  : 0;
 	fd = psc_kernel_ioctl(netns_fd, NS_GET_USERNS, NULL);
 	while (fd >= 0) {
 		is_above = fstat(fd, &found) == 0 && same_file(&found, &wanted);
@@ -153,7 +166,7 @@ static uint64_t capabilities_over(int32_t tid, int netns_fd)
 		close(fd);
 		fd = parent_fd;
 	}
-	return is_above ? capabilities_of(tid) : 0;
+	return is_above ? capabilities_of(tid) & mask : 0;
 }
 
 static bool in_our_netns(int fd)
@@ -221,6 +234,9 @@ int psc_privilege_bind(int fd, const union psc_sockaddr *address,
 		       socklen_t length, uint32_t port, int32_t tid)
 {
 	const bool foreign = port != 0 && !in_our_netns(fd);
+	const sa_family_t af = address->generic.sa_family == AF_UNSPEC
+				       ? AF_INET
+				       : address->generic.sa_family;
 	uint64_t capabilities;
 	int result, netns_fd;
 
@@ -233,7 +249,7 @@ int psc_privilege_bind(int fd, const union psc_sockaddr *address,
 	netns_fd = open_netns(fd);
 	if (netns_fd < 0) /* not ours to know: we have no right there either */
 		return foreign ? bind_raw(fd, address, length) : result;
-	capabilities = capabilities_over(tid, netns_fd);
+	capabilities = capabilities_over(tid, netns_fd, af);
 	if (foreign && !(capabilities & BIT(CAP_NET_BIND_SERVICE)) &&
 	    port < threshold_of(netns_fd))
 		result = -EACCES;

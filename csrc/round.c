@@ -151,14 +151,16 @@ struct arguments {
  * Read the words of i386's socketcall once. What they say is what is made, so
  * rewriting them afterwards changes nothing.
  */
-static int read_words(const struct seccomp_notif *notif, enum psc_call call,
+static int read_words(struct psc_request *request,
+		      const struct seccomp_notif *notif, enum psc_call call,
 		      struct arguments *ret_arguments)
 {
 	const size_t count = call == PSC_CALL_LISTEN ? 2 : 3;
 	uint32_t words[3] = {0};
 	ssize_t length;
 
-	length = psc_callers_read((int32_t)notif->pid,
+	length = psc_callers_read(request->source->readers, request->event.pid,
+				  (int32_t)notif->pid,
 				  (uint32_t)notif->data.args[1], words,
 				  4 * count);
 	if (length < 0)
@@ -231,7 +233,8 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 	if (event->call == PSC_CALL_NONE)
 		return fail(request, PSC_FAILURE_CALL, 0, books);
 	if (in_memory) {
-		result = read_words(notif, (enum psc_call)event->call, &arguments);
+		result = read_words(request, notif, (enum psc_call)event->call,
+				    &arguments);
 		if (result == -EFAULT)
 			return finish_call(request, result, books);
 		if (result < 0)
@@ -261,7 +264,8 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 	} else {
 		result = psc_binding_judge(request, event->tid,
 					   arguments.second, arguments.third);
-		if (result == -EINVAL || result == -EFAULT)
+		if (result == -EINVAL || result == -EFAULT ||
+		    result == -EAFNOSUPPORT)
 			return finish_call(request, result, books);
 		if (result < 0)
 			return fail(request, PSC_FAILURE_MEMORY, result, books);

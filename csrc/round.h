@@ -40,6 +40,7 @@
  * @can_deny: psc_rules_can_deny(@policy)
  * @restarts: a signal can make a caller drop an answer that was sent, and call
  *   again: there is no WAIT_KILLABLE_RECV
+ * @readers: whose memory is being read; see psc_callers_read()
  */
 struct psc_source {
 	int fd;
@@ -47,6 +48,7 @@ struct psc_source {
 	const struct psc_policy *policy;
 	bool can_deny;
 	bool restarts;
+	_Atomic int32_t readers[PSC_CALLERS_READING];
 	struct psc_source *next;
 };
 

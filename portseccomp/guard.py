@@ -349,10 +349,10 @@ class Guard:
 
     def _deliver(self, batch: list[EventFields]) -> None:
         events = [make_event(fields, self._rules) for fields in batch]
+        self._log.append(events)
         for event in events:
             if event.is_open:
                 self._remember(event)
-        self._log.append(events)
         if not self._warned and any(is_environment_failure(one) for one in batch):
             self._warned = True
             self._warn(next(one for one in events if one.reason))

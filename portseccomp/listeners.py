@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
@@ -10,21 +11,23 @@ from portseccomp.events import Event
 
 _Net: TypeAlias = tuple[int, int] | None  # a network namespace
 
-_TCP_LISTEN = "0A"  # as /proc/net/tcp prints states (proc_pid_net(5))
+_TCP_LISTEN = b"0A"  # as /proc/net/tcp prints states (proc_pid_net(5))
 _UNIX_LISTENING = 0x10000  # __SO_ACCEPTCON in /proc/net/unix's flags
 _INODE = 9  # the column of the inode in the tables of TCP and UDP
-_UNIX_INODE = 6
+_UNIX_ROW = re.compile(
+    rb"[0-9a-f]{8,16}: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) \d{4} \d\d +(\d+)(?: |$)"
+)
 
 # MPTCP sockets are in the tables of TCP, with the same inode.
 _TABLES = ("tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "unix")
 
 
-def _rows(pid: int, table: str) -> list[str]:
+def _rows(pid: int, table: str) -> list[bytes]:
     """A table as a process's network namespace has it, or as ours has."""
     for place in (str(pid), "self"):
         try:
-            with open(f"/proc/{place}/net/{table}", errors="replace") as file:
-                return file.read().splitlines()[1:]
+            with open(f"/proc/{place}/net/{table}", "rb") as file:
+                return file.read().split(b"\n")[1:]
         except OSError:
             continue
     return []
@@ -34,12 +37,16 @@ def _open_inodes(pid: int) -> Iterator[int]:
     """The inodes of sockets that are open to others."""
     for table in _TABLES:
         for row in _rows(pid, table):
-            fields = row.split()
             if table == "unix":
-                if int(fields[3], 16) & _UNIX_LISTENING:
-                    yield int(fields[_UNIX_INODE])
-            elif not table.startswith("tcp") or fields[3] == _TCP_LISTEN:
-                yield int(fields[_INODE])
+                # Paths stand as they are, with newlines if they have any.
+                if (found := _UNIX_ROW.match(row)) and (
+                    int(found[1], 16) & _UNIX_LISTENING
+                ):
+                    yield int(found[2])
+            elif row:
+                fields = row.split()
+                if not table.startswith("tcp") or fields[3] == _TCP_LISTEN:
+                    yield int(fields[_INODE])
 
 
 def _net_of(pid: int) -> _Net:

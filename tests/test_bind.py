@@ -779,3 +779,19 @@ def test_addresses_in_memory_that_never_answers(victim, number):
             guard.close()
             if waiter.ident:
                 waiter.join(LIMIT)
+
+
+def test_names_with_newlines_do_not_confuse_listeners(free_port):
+    """Somebody's unix socket with a newline in its name changes no answer."""
+    port = free_port()
+    with (
+        socket.socket(socket.AF_UNIX) as other,
+        Guard("deny 1") as guard,
+        make(UDP, "127.0.0.1") as one,
+    ):
+        other.bind(f"\0portseccomp-{os.getpid()}\n1\n\x0b2 3\x1c")
+        other.listen()
+        guard.call(one.bind, ("127.0.0.1", port))
+        assert [event.port for event in guard.listeners()] == [port]
+        one.close()
+        assert guard.listeners() == []
