@@ -23,9 +23,8 @@ static int read_address(struct psc_request *request, int32_t tid,
 	if (length < 0 || (size_t)length > sizeof(request->address))
 		return -EINVAL;
 	if (length > 0) {
-		got = psc_callers_read(request->source->readers,
-				       request->event.pid, tid, address,
-				       &request->address, (size_t)length);
+		got = psc_callers_read(tid, address, &request->address,
+				       (size_t)length);
 		if (got < 0)
 			return (int)got;
 		if (got != length)
@@ -220,11 +219,11 @@ static int bind_netlink(struct psc_request *request)
 	    bound.nl_pid == 0) {
 		netlink->nl_pid = (uint32_t)request->event.pid;
 		result = psc_privilege_bind(request->copy_fd, &address, length,
-					    0, request->event.tid);
+					    0, request);
 	}
 	if (result == -EADDRINUSE)
 		result = psc_privilege_bind(request->copy_fd, &request->address,
-					    length, 0, request->event.tid);
+					    length, 0, request);
 	return result;
 }
 
@@ -259,7 +258,7 @@ int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 	result = psc_privilege_bind(
 		request->copy_fd, &address, length,
 		psc_endpoint_has_ports(asked) ? port_of(&address) : 0,
-		event->tid);
+		request);
 	if (result == -EINVAL && psc_memory_resume(memory, &bind)) {
 		/* Made before, and recorded, but the answer did not arrive. */
 		request->quiet = true;

@@ -2,7 +2,6 @@
 #include "caller.h"
 
 #include <fcntl.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,14 +13,16 @@ void psc_callers_init(struct psc_callers *callers)
 {
 	memset(callers, 0, sizeof(*callers));
 	for (int i = 0; i < PSC_CALLERS_KEPT; i++)
-		callers->kept[i].pidfd = -1;
+		callers->kept[i].pidfd = callers->kept[i].comm_fd = -1;
 }
 
 static void forget(struct psc_caller_handle *handle)
 {
 	if (handle->pidfd >= 0)
 		close(handle->pidfd);
-	*handle = (struct psc_caller_handle){.pidfd = -1};
+	if (handle->comm_fd >= 0)
+		close(handle->comm_fd);
+	*handle = (struct psc_caller_handle){.pidfd = -1, .comm_fd = -1};
 }
 
 void psc_callers_close(struct psc_callers *callers)
@@ -80,16 +81,17 @@ static int open_thread(struct psc_callers *callers, int32_t tid,
 	/* ENOENT, or EINVAL on older kernels, for a thread that is no leader */
 	pidfd = psc_kernel_pidfd_open(tid, 0);
 	if (pidfd == -ENOENT || pidfd == -EINVAL) {
-		handle->pid = find_process(tid);
-		if (handle->pid == tid)
+		const int32_t leader = find_process(tid);
+
+		if (leader == tid)
 			return -ESRCH;
+		handle->pid = leader;
 		handle->through_leader = true;
-		pidfd = psc_kernel_pidfd_open(handle->pid, 0);
+		pidfd = psc_kernel_pidfd_open(leader, 0);
 	}
 opened:
 	if (pidfd < 0)
 		return pidfd;
-	handle->tid = tid;
 	handle->pidfd = pidfd;
 	return 0;
 }
@@ -107,87 +109,81 @@ static int copy_from(const struct psc_caller_handle *handle, int fd)
 	return psc_kernel_pidfd_getfd(handle->pidfd, fd);
 }
 
+static struct psc_caller_handle *handle_of(struct psc_callers *callers,
+					   int32_t tid)
+{
+	return &callers->kept[(uint32_t)tid % PSC_CALLERS_KEPT];
+}
+
 int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
 {
-	struct psc_caller_handle *handle =
-		&callers->kept[(uint32_t)tid % PSC_CALLERS_KEPT];
+	struct psc_caller_handle *handle = handle_of(callers, tid);
 	int result;
 
-	if (handle->pidfd >= 0 && handle->tid == tid) {
+	if (handle->tid == tid && handle->pidfd >= 0) {
 		result = copy_from(handle, fd);
 		if (result != -ESRCH)
 			return result;
 		/* That thread is gone; another one may have its number. */
 	}
+	if (handle->tid != tid || handle->pidfd >= 0)
+		forget(handle);
 
-	forget(handle);
 	result = open_thread(callers, tid, handle);
 	if (result < 0) {
 		forget(handle);
 		return result;
 	}
+	handle->tid = tid;
 	return copy_from(handle, fd);
 }
 
-const struct psc_caller_name *psc_callers_name(struct psc_callers *callers,
-					       int32_t tid,
-					       uint64_t instruction)
+/* The name, from a descriptor that was opened for this very thread. */
+static bool read_comm(const struct psc_caller_handle *handle,
+		      struct psc_caller_name *ret_name)
 {
-	struct psc_caller_name *name =
-		&callers->named[(uint32_t)tid % PSC_CALLERS_NAMED];
-	char text[2 * sizeof(name->comm)];
-	size_t length;
+	char text[2 * sizeof(ret_name->comm)];
+	ssize_t length = pread(handle->comm_fd, text, sizeof(text), 0);
 
-	if (name->tid == tid && name->instruction == instruction)
-		return name;
-
-	memset(name, 0, sizeof(*name));
-	name->pid = find_process(tid);
-	if (read_proc(tid, "comm", text, sizeof(text)) < 0)
-		return name; /* gone: not remembered, its tid stays 0 */
+	if (length <= 0)
+		return false;
 	/* The last byte is a newline; a name may have others. */
-	length = strlen(text);
-	if (length > sizeof(name->comm))
-		length = sizeof(name->comm);
-	if (length > 0)
-		memcpy(name->comm, text, length - 1);
-	name->tid = tid;
-	name->instruction = instruction;
-	return name;
+	length--;
+	if ((size_t)length >= sizeof(ret_name->comm))
+		length = sizeof(ret_name->comm) - 1;
+	memset(ret_name->comm, 0, sizeof(ret_name->comm));
+	memcpy(ret_name->comm, text, (size_t)length);
+	ret_name->pid = handle->pid;
+	return true;
 }
 
-/* Take a place among the readers, or NULL. */
-static _Atomic int32_t *start_reading(_Atomic int32_t *readers, int32_t pid)
+void psc_callers_name(struct psc_callers *callers, int32_t tid,
+		      struct psc_caller_name *ret_name)
 {
-	int same = 0;
+	struct psc_caller_handle *handle = handle_of(callers, tid);
+	char path[48];
 
-	for (int i = 0; i < PSC_CALLERS_READING; i++)
-		same += atomic_load(&readers[i]) == pid;
-	if (same >= PSC_CALLERS_READING_PROCESS)
-		return NULL;
-	for (int i = 0; i < PSC_CALLERS_READING; i++) {
-		int32_t nobody = 0;
+	if (handle->tid == tid && handle->comm_fd >= 0 &&
+	    read_comm(handle, ret_name))
+		return;
 
-		if (atomic_compare_exchange_strong(&readers[i], &nobody, pid))
-			return &readers[i];
-	}
-	return NULL;
+	forget(handle);
+	handle->tid = tid;
+	handle->pid = find_process(tid);
+	snprintf(path, sizeof(path), "/proc/%d/comm", tid);
+	handle->comm_fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (handle->comm_fd >= 0 && read_comm(handle, ret_name))
+		return;
+	*ret_name = (struct psc_caller_name){.pid = tid};
 }
 
-ssize_t psc_callers_read(_Atomic int32_t *readers, int32_t pid, int32_t tid,
-			 uint64_t address, void *ret_bytes, size_t length)
+ssize_t psc_callers_read(int32_t tid, uint64_t address, void *ret_bytes,
+			 size_t length)
 {
-	_Atomic int32_t *place = start_reading(readers, pid);
 	struct iovec local = {.iov_base = ret_bytes, .iov_len = length};
 	struct iovec remote = {.iov_base = (void *)(uintptr_t)address,
 			       .iov_len = length};
-	ssize_t result;
+	ssize_t result = process_vm_readv(tid, &local, 1, &remote, 1, 0);
 
-	if (!place)
-		return -EBUSY;
-	result = process_vm_readv(tid, &local, 1, &remote, 1, 0);
-	if (result < 0)
-		result = -errno;
-	atomic_store(place, 0);
-	return result;
+	return result < 0 ? -errno : result;
 }

@@ -17,30 +17,29 @@
 #ifndef PSC_CALLER_H
 #define PSC_CALLER_H
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-/** pidfds that one psc_callers keeps open */
+/** threads that one psc_callers keeps open: two descriptors each */
 #define PSC_CALLERS_KEPT 8
-/** threads whose names one psc_callers remembers */
-#define PSC_CALLERS_NAMED 1024
 
-/** struct psc_caller_name - who a thread is; @pid is its process */
-struct psc_caller_name {
-	int32_t tid;
-	int32_t pid;
-	uint64_t instruction;
-	char comm[16];
-};
-
-/* One thread's pidfd; where it is its leader's, @through_leader says so. */
+/*
+ * One thread: its pidfd, and its name in /proc, which can't go stale either.
+ * Where the pidfd is its leader's, @through_leader says so.
+ */
 struct psc_caller_handle {
 	int32_t tid;
 	int32_t pid;
 	int pidfd;
+	int comm_fd;
 	bool through_leader;
+};
+
+/** struct psc_caller_name - who a thread is; @pid is its process */
+struct psc_caller_name {
+	int32_t pid;
+	char comm[16];
 };
 
 /**
@@ -50,7 +49,6 @@ struct psc_caller_handle {
  */
 struct psc_callers {
 	struct psc_caller_handle kept[PSC_CALLERS_KEPT];
-	struct psc_caller_name named[PSC_CALLERS_NAMED];
 	bool no_pidfd_thread;
 };
 
@@ -79,39 +77,22 @@ int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd);
 /**
  * psc_callers_name - tell a waiting thread's process and name
  * @tid: the thread
- * @instruction: where in its program it makes the call
- *
- * Names are remembered: a thread that calls again from the same place has not
- * executed another program in between (its code would be elsewhere).
- *
- * Return: the name, valid until the next call with the same @callers. A
- * thread that is gone has @comm empty and @pid equal to @tid.
+ * @ret_name: a thread that is gone has @comm empty and @pid equal to @tid
  */
-const struct psc_caller_name *psc_callers_name(struct psc_callers *callers,
-					       int32_t tid,
-					       uint64_t instruction);
-
-/** reads of callers' memory that may be under way for one listener... */
-#define PSC_CALLERS_READING 8
-/** ...and for one process */
-#define PSC_CALLERS_READING_PROCESS 2
+void psc_callers_name(struct psc_callers *callers, int32_t tid,
+		      struct psc_caller_name *ret_name);
 
 /**
  * psc_callers_read - read the memory of a waiting thread
- * @readers: PSC_CALLERS_READING places for the processes that are being read,
- *   0 where free
- * @pid: the thread's process
  * @tid: the thread
  * @address: where, in its memory
  *
  * Memory can be made to block whoever reads it (userfaultfd(2), a file of
- * FUSE). Then the reading thread is lost until its target dies, so only a few
- * may be at it.
+ * FUSE). Then the reading thread is lost until its target dies.
  *
- * Return: the bytes that were read, or -errno: -EFAULT, -EPERM, -ESRCH, or
- * -EBUSY when too many reads are stuck.
+ * Return: the bytes that were read, or -errno: -EFAULT, -EPERM, -ESRCH.
  */
-ssize_t psc_callers_read(_Atomic int32_t *readers, int32_t pid, int32_t tid,
-			 uint64_t address, void *ret_bytes, size_t length);
+ssize_t psc_callers_read(int32_t tid, uint64_t address, void *ret_bytes,
+			 size_t length);
 
 #endif

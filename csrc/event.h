@@ -40,6 +40,7 @@ enum psc_failure {
 	PSC_FAILURE_BUSY,     /* too many requests wait for the hook */
 	PSC_FAILURE_CLOSED,   /* the guard was closed in between */
 	PSC_FAILURE_CALL,     /* a call that the filter should not hand over */
+	PSC_FAILURE_STUCK,    /* too many rounds of the process are stuck */
 	PSC_FAILURE_MOVE,     /* the socket can't be moved where it should */
 };
 
@@ -47,7 +48,7 @@ enum psc_failure {
  * struct psc_event - one finished request
  * @time_ns: when it was received, CLOCK_REALTIME
  * @cookie: the socket's SO_COOKIE, 0 when not known
- * @inode: with @open, the socket's inode, as the tables of /proc/net show it
+ * @inode: with @first, the socket's inode, as the tables of /proc/net show it
  * @latency_ns: from RECV to just before SEND
  * @rule: what decided: an index, PSC_RULE_DEFAULT, or an enum psc_decided_by
  * @error: the errno that the caller got, 0 for none

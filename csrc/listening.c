@@ -83,7 +83,7 @@ static int settle_port(struct psc_request *request)
 				request->decision.target.has_port
 					? request->decision.target.port
 					: 0,
-				request->event.tid);
+				request);
 	} else {
 		result = psc_socket_bind_ephemeral(request->copy_fd);
 	}

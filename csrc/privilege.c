@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #include "kernel.h"
+#include "listener.h"
 
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71 /* Linux 5.14 */
@@ -231,7 +232,8 @@ static int bind_raised(int fd, const union psc_sockaddr *address,
 }
 
 int psc_privilege_bind(int fd, const union psc_sockaddr *address,
-		       socklen_t length, uint32_t port, int32_t tid)
+		       socklen_t length, uint32_t port,
+		       const struct psc_request *request)
 {
 	const bool foreign = port != 0 && !in_our_netns(fd);
 	const sa_family_t af = address->generic.sa_family == AF_UNSPEC
@@ -249,7 +251,10 @@ int psc_privilege_bind(int fd, const union psc_sockaddr *address,
 	netns_fd = open_netns(fd);
 	if (netns_fd < 0) /* not ours to know: we have no right there either */
 		return foreign ? bind_raw(fd, address, length) : result;
-	capabilities = capabilities_over(tid, netns_fd, af);
+	capabilities = capabilities_over(request->event.tid, netns_fd, af);
+	/* Until here its number may have passed to one that has more rights. */
+	if (psc_listener_id_valid(request->source->fd, request->id) < 0)
+		capabilities = 0;
 	if (foreign && !(capabilities & BIT(CAP_NET_BIND_SERVICE)) &&
 	    port < threshold_of(netns_fd))
 		result = -EACCES;

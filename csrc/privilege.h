@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 
 #include "endpoint.h"
+#include "round.h"
 
 /**
  * psc_privilege_drop - lay those capabilities down, for this thread
@@ -37,11 +38,12 @@ void psc_privilege_restore(uint64_t dropped);
  * @fd: the copy
  * @address, @length: where to
  * @port: the port of @address where it has one, else 0
- * @tid: the calling thread, which waits
+ * @request: whose caller's rights count
  *
  * Return: 0 or -errno, as bind(2) would have said to the target.
  */
 int psc_privilege_bind(int fd, const union psc_sockaddr *address,
-		       socklen_t length, uint32_t port, int32_t tid);
+		       socklen_t length, uint32_t port,
+		       const struct psc_request *request);
 
 #endif

@@ -69,7 +69,7 @@ static void answer(struct psc_request *request, struct psc_books *books)
 	struct psc_event *event = &request->event;
 	int result;
 
-	if (event->open)
+	if (event->open && event->first)
 		event->inode = psc_socket_inode(request->copy_fd);
 	close_copy(request);
 	event->latency_ns = psc_round_now() - request->started_ns;
@@ -151,16 +151,14 @@ struct arguments {
  * Read the words of i386's socketcall once. What they say is what is made, so
  * rewriting them afterwards changes nothing.
  */
-static int read_words(struct psc_request *request,
-		      const struct seccomp_notif *notif, enum psc_call call,
+static int read_words(const struct seccomp_notif *notif, enum psc_call call,
 		      struct arguments *ret_arguments)
 {
 	const size_t count = call == PSC_CALL_LISTEN ? 2 : 3;
 	uint32_t words[3] = {0};
 	ssize_t length;
 
-	length = psc_callers_read(request->source->readers, request->event.pid,
-				  (int32_t)notif->pid,
+	length = psc_callers_read((int32_t)notif->pid,
 				  (uint32_t)notif->data.args[1], words,
 				  4 * count);
 	if (length < 0)
@@ -177,7 +175,7 @@ static void begin(struct psc_request *request,
 		  struct psc_callers *callers)
 {
 	struct psc_event *event = &request->event;
-	const struct psc_caller_name *name;
+	struct psc_caller_name name;
 
 	request->id = notif->id;
 	request->copy_fd = -1;
@@ -188,10 +186,40 @@ static void begin(struct psc_request *request,
 	memset(event, 0, sizeof(*event));
 	event->time_ns = clock_ns(CLOCK_REALTIME);
 	event->tid = (int32_t)notif->pid;
-	name = psc_callers_name(callers, event->tid,
-				notif->data.instruction_pointer);
-	event->pid = name->pid;
-	memcpy(event->comm, name->comm, sizeof(event->comm));
+	psc_callers_name(callers, event->tid, &name);
+	event->pid = name.pid;
+	memcpy(event->comm, name.comm, sizeof(event->comm));
+	request->place = NULL;
+}
+
+/* Take a place among the rounds; false: too many of them are stuck. */
+static bool enter(struct psc_request *request)
+{
+	_Atomic int32_t *rounds = request->source->rounds;
+	const int32_t pid = request->event.pid ? request->event.pid : -1;
+	int same = 0;
+
+	for (int i = 0; i < PSC_ROUNDS; i++)
+		same += atomic_load_explicit(&rounds[i],
+					     memory_order_relaxed) == pid;
+	if (same >= PSC_ROUNDS_PROCESS)
+		return false;
+	for (int i = 0; i < PSC_ROUNDS; i++) {
+		int32_t nobody = 0;
+
+		if (atomic_compare_exchange_strong(&rounds[i], &nobody, pid)) {
+			request->place = &rounds[i];
+			return true;
+		}
+	}
+	return false;
+}
+
+void psc_round_leave(struct psc_request *request)
+{
+	if (request->place)
+		atomic_store(request->place, 0);
+	request->place = NULL;
 }
 
 /*
@@ -232,9 +260,10 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 					       notif->data.args[0], &in_memory);
 	if (event->call == PSC_CALL_NONE)
 		return fail(request, PSC_FAILURE_CALL, 0, books);
+	if (!enter(request))
+		return fail(request, PSC_FAILURE_STUCK, 0, books);
 	if (in_memory) {
-		result = read_words(request, notif, (enum psc_call)event->call,
-				    &arguments);
+		result = read_words(notif, (enum psc_call)event->call, &arguments);
 		if (result == -EFAULT)
 			return finish_call(request, result, books);
 		if (result < 0)
@@ -264,6 +293,9 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 	} else {
 		result = psc_binding_judge(request, event->tid,
 					   arguments.second, arguments.third);
+		/* What was read may be a stranger's memory. */
+		if (psc_listener_id_valid(request->source->fd, request->id) < 0)
+			return gone(request, books);
 		if (result == -EINVAL || result == -EFAULT ||
 		    result == -EAFNOSUPPORT)
 			return finish_call(request, result, books);

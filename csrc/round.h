@@ -32,6 +32,11 @@
 #include "rules.h"
 #include "stats.h"
 
+/** rounds of one listener that may be under way at one time... */
+#define PSC_ROUNDS 16
+/** ...and of one process: a hostile one must not take all threads */
+#define PSC_ROUNDS_PROCESS 3
+
 /**
  * struct psc_source - one listener and the policy that its requests meet
  * @fd: the listener; owned
@@ -40,7 +45,9 @@
  * @can_deny: psc_rules_can_deny(@policy)
  * @restarts: a signal can make a caller drop an answer that was sent, and call
  *   again: there is no WAIT_KILLABLE_RECV
- * @readers: whose memory is being read; see psc_callers_read()
+ * @rounds: the processes whose requests are in hand, 0 where free. Usually one:
+ *   more means that threads are stuck, in memory that blocks its reader or on a
+ *   socket whose lock is held
  */
 struct psc_source {
 	int fd;
@@ -48,7 +55,7 @@ struct psc_source {
 	const struct psc_policy *policy;
 	bool can_deny;
 	bool restarts;
-	_Atomic int32_t readers[PSC_CALLERS_READING];
+	_Atomic int32_t rounds[PSC_ROUNDS];
 	struct psc_source *next;
 };
 
@@ -73,10 +80,12 @@ struct psc_books {
  * @let_continue: the kernel is to run the call as it stands
  * @quiet: the call opens nothing and is no event
  * @made: the bind has been made
+ * @place: its place in @source's rounds, or NULL
  * @event: what is known of it so far
  */
 struct psc_request {
 	struct psc_source *source;
+	_Atomic int32_t *place;
 	uint64_t id;
 	int copy_fd;
 	int64_t started_ns;
@@ -111,6 +120,9 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 				    const struct seccomp_notif *notif,
 				    struct psc_callers *callers,
 				    struct psc_books *books);
+
+/** psc_round_leave - the thread is through with a request, for now */
+void psc_round_leave(struct psc_request *request);
 
 /**
  * psc_round_close - act on @decision, record, answer

@@ -455,10 +455,12 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 
 	if (!ask) {
 		psc_round_fail(request, PSC_FAILURE_BUSY, 0, &supervisor->books);
+		psc_round_leave(request);
 		psc_source_release(request->source);
 		return false;
 	}
 	psc_stats_add(&supervisor->books.stats.asked);
+	psc_round_leave(request);
 	ask->request = *request;
 	request->copy_fd = -1; /* the slot's, from here on */
 	atomic_store(&ask->deadline_ns,
@@ -542,6 +544,7 @@ static enum serve_result serve(struct psc_supervisor *supervisor,
 	case PSC_ROUND_DONE:
 		break;
 	}
+	psc_round_leave(&worker->request);
 	psc_source_release(source);
 	return served;
 }

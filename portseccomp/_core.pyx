@@ -296,7 +296,8 @@ cdef class Request:
     def __repr__(self):
         return (
             f"<Request {self.call} {self.family}:{self.protocol} "
-            f"{self.host} port {self.port} by {self.comm}[{self.pid}]>"
+            f"{_process.printable(str(self.host))} port {self.port} "
+            f"by {_process.printable(self.comm)}[{self.pid}]>"
         )
 
     def _decide(self, int verdict, int error, target=None):

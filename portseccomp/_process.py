@@ -56,6 +56,14 @@ def protocol_name(af: int, protocol: int, kind: int) -> str:
     return _TYPES.get(kind, f"type-{kind}")
 
 
+def printable(text: str) -> str:
+    """Escape what could steer a terminal: names come from hostile programs."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode()
+        for one in text.encode(errors="backslashreplace").decode()
+    )
+
+
 def _read(tid: int, name: str) -> bytes:
     with open(f"/proc/{tid}/{name}", "rb", buffering=0) as file:
         return file.read()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -31,6 +30,7 @@ _FAILURES: Final = (
     "too many requests wait for the hook",
     "the guard was closed in between",
     "the kernel sent a call that the filter does not name",
+    "too many calls of the process are stuck in memory or sockets that it blocks",
     "the socket can't be moved there: it is of another family, or bound already",
 )
 
@@ -117,10 +117,11 @@ class Event:
         return self.call == "listen" or self.protocol in ("udp", "udplite")
 
     def __repr__(self) -> str:
-        place = f"{self.requested_host} port {self.requested_port}"
+        host = _process.printable(str(self.requested_host))
+        place = f"{host} port {self.requested_port}"
         return (
             f"<Event {self.verdict} {self.call} {self.family}:{self.protocol} "
-            f"{place} by {self.comm}[{self.pid}]>"
+            f"{place} by {_process.printable(self.comm)}[{self.pid}]>"
         )
 
 
@@ -175,8 +176,7 @@ def make_event(fields: EventFields, rules: tuple[str, ...]) -> Event:
 
 def is_environment_failure(fields: EventFields) -> bool:
     """Whether an event tells of a machine that refuses what we need."""
-    # Busy: a hostile caller keeps our readers, which is no news of the machine.
-    return fields[23] in _ENVIRONMENT_FAILURES and fields[24] != errno.EBUSY
+    return fields[23] in _ENVIRONMENT_FAILURES
 
 
 class EventLog:

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Ports that are remembered as open. More can't be told apart from sockets of
+# families for which the kernel has no table.
+_MOST_OPEN = 1 << 16
+
 # How often targets that have ended are reaped on kernels that tell of the end
 # of a tree only then (before Linux 6.12), in seconds.
 _REAP_EVERY = 0.02
@@ -385,6 +389,8 @@ class Guard:
             self._opened[key] = event
         if len(self._opened) >= 1024 and len(self._opened) % 1024 == 0:
             self._forget_closed()
+        if len(self._opened) > _MOST_OPEN:
+            self._opened.pop(next(iter(self._opened)))
 
     def _forget_closed(self) -> list[Event]:
         from portseccomp.listeners import still_open

@@ -43,7 +43,7 @@ def _open_standard_streams() -> None:
 
 def fail(why: str) -> int:
     """Print one line on stderr; return the status of our own failures."""
-    from portseccomp.cli.display import printable
+    from portseccomp._process import printable
 
     print(f"portseccomp: {printable(why)}", file=sys.stderr)
     return FAILED

@@ -5,17 +5,10 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
+from portseccomp._process import printable
 from portseccomp.events import Event
 
 _COLOURS = {"green": "32", "red": "31", "yellow": "33", "dim": "2", "bold": "1"}
-
-
-def printable(text: str) -> str:
-    """Escape what could steer a terminal: names come from hostile programs."""
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode()
-        for one in text.encode(errors="backslashreplace").decode()
-    )
 
 
 def wants_colour(stream: TextIO) -> bool:

@@ -134,6 +134,8 @@ def _parse_run(name: str, argv: list[str]) -> Callable[[], int]:
     options = parser.parse_args(own)
     if not command:
         raise UsageError(f"{name}: which command? right is: portseccomp {name} -- CMD")
+    if not command[0]:
+        raise UsageError(f"{name}: the command is an empty word")
     watching = name == "watch"
     policy = Policy() if watching else _make_policy(options)
 

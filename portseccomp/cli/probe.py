@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from portseccomp.cli.display import printable, wants_colour
+from portseccomp._process import printable
+from portseccomp.cli.display import wants_colour
 from portseccomp.features import probe
 
 _UNUSABLE = 1

@@ -9,14 +9,16 @@ import warnings
 from collections.abc import Callable
 from typing import TextIO
 
+from portseccomp._process import printable
 from portseccomp.cli import fail
-from portseccomp.cli.display import format_event, printable, wants_colour
+from portseccomp.cli.display import format_event, wants_colour
 from portseccomp.cli.signals import SignalForwarder
 from portseccomp.errors import HookError
 from portseccomp.events import Event
 from portseccomp.guard import Guard
 from portseccomp.policy import Policy
 
+_LOOK_FOR_SIGNALS = 0.2  # seconds, while --wait waits for daemons
 _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
 
@@ -35,8 +37,12 @@ class _Printer:
 
     def __call__(self, event: Event) -> None:
         if self._log is not None:
-            self._log.write(event.to_json() + "\n")
-            self._log.flush()
+            try:
+                self._log.write(event.to_json() + "\n")
+                self._log.flush()
+            except OSError as error:
+                self._log = None
+                self._print(f"portseccomp: --log ends here: {error.strerror}")
         if self._quiet:
             return
         if self._json:
@@ -48,7 +54,7 @@ class _Printer:
 
     def _print(self, line: str) -> None:
         # Whoever closes our stderr does not want to read on.
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             # In one write: the command writes to the same place.
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
@@ -116,8 +122,9 @@ def _run(guard: Guard, signals: SignalForwarder, command: list[str], wait: bool)
     process: subprocess.Popen[bytes] = signals.start(lambda: guard.popen(command))
     try:
         code = process.wait()
-        if wait:
-            guard.wait()
+        while wait and not guard.wait(timeout=_LOOK_FOR_SIGNALS):
+            if signals.late is not None:
+                return 128 + signals.late
     finally:
         signals.stop()
     return code if code >= 0 else 128 - code

@@ -41,6 +41,7 @@ class SignalForwarder:
             one for one in _PASSED_ON if signal.getsignal(one) != signal.SIG_IGN
         }
         self._early: list[int] = []
+        self.late: int | None = None  # a signal that came after the command's end
         self._ended = False
         self._thread: threading.Thread | None = None
         for one in self._signals:
@@ -74,7 +75,11 @@ class SignalForwarder:
             found = signal.sigwaitinfo({*self._signals, _WAKE})
             if self._ended:
                 return
-            if found.si_signo != _WAKE and found.si_code != _FROM_KERNEL:
+            if found.si_signo == _WAKE:
+                continue
+            if process.returncode is not None:
+                self.late = found.si_signo
+            elif found.si_code != _FROM_KERNEL:
                 _send(process, found.si_signo)
 
     def stop(self) -> None:
