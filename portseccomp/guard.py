@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 # Ports that are remembered as open. More can't be told apart from sockets of
 # families for which the kernel has no table.
-_MOST_OPEN = 1 << 16
+_MOST_OPEN = 1 << 14
 
 # How often targets that have ended are reaped on kernels that tell of the end
 # of a tree only then (before Linux 6.12), in seconds.
