@@ -223,7 +223,8 @@ void psc_round_leave(struct psc_request *request)
 }
 
 /*
- * Copy the socket, and be sure that it is the caller's.
+ * Copy the socket, and be sure that it is the caller's; of a bind, that is asked
+ * when its address has been read as well.
  * Return: 0; -ECANCELED when the caller waits no more; why there is no copy.
  */
 static int copy(struct psc_request *request, struct psc_callers *callers,
@@ -234,8 +235,11 @@ static int copy(struct psc_request *request, struct psc_callers *callers,
 
 	/* 0: a caller that this pid namespace can't see, and so can't open */
 	result = tid == 0 ? -ESRCH : psc_callers_copy_fd(callers, tid, fd);
-	if (result >= 0)
+	if (result >= 0) {
 		request->copy_fd = result;
+		if (request->event.call == PSC_CALL_BIND)
+			return 0;
+	}
 	/* Until here the thread's number may have passed to another. */
 	if (psc_listener_id_valid(request->source->fd, request->id) < 0)
 		return -ECANCELED;
@@ -293,7 +297,7 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 	} else {
 		result = psc_binding_judge(request, event->tid,
 					   arguments.second, arguments.third);
-		/* What was read may be a stranger's memory. */
+		/* Until here it may have been a stranger's socket and memory. */
 		if (psc_listener_id_valid(request->source->fd, request->id) < 0)
 			return gone(request, books);
 		if (result == -EINVAL || result == -EFAULT ||

@@ -221,6 +221,10 @@ class EventLog:
         """Return the number of the oldest event that is kept."""
         return self._end - len(self._kept)
 
+    def end(self) -> int:
+        """Return the number that the next event will have."""
+        return self._end
+
     @property
     def finished(self) -> bool:
         """Whether no more events will come."""

@@ -445,7 +445,9 @@ class Guard:
         self._check_open()
         match = _Match(selector)
         limit = None if timeout is None else time.monotonic() + timeout
-        number = self._log.start()
+        from portseccomp.listeners import still_open
+
+        number = self._log.end()
         for opened in self.listeners():
             if match(opened):
                 return opened
@@ -457,7 +459,7 @@ class Guard:
                     finished = self._log.finished
                     event, number = self._log.take(number)
                     while event is not None:
-                        if match(event) and self._is_open(event):
+                        if match(event) and still_open([event]):
                             return event
                         event, number = self._log.take(number)
                     if finished:
@@ -474,11 +476,6 @@ class Guard:
                     self._reap()
         finally:
             self._attend(False)
-
-    def _is_open(self, event: Event) -> bool:
-        from portseccomp.listeners import still_open
-
-        return bool(still_open([event]))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until no guarded process is left; False when `timeout` came first.

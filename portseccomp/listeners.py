@@ -18,8 +18,15 @@ _UNIX_ROW = re.compile(
     rb"[0-9a-f]{8,16}: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) \d{4} \d\d +(\d+)(?: |$)"
 )
 
-# MPTCP sockets are in the tables of TCP, with the same inode.
-_TABLES = ("tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "unix")
+
+def _tables_for(event: Event) -> tuple[str, ...]:
+    """The tables that have sockets like an event's, IPv4 on IPv6 ones too."""
+    if event.family == "unix":
+        return ("unix",)
+    if event.protocol in ("udp", "udplite"):
+        return (event.protocol, f"{event.protocol}6")
+    # MPTCP sockets are there with the inode of their own.
+    return ("tcp", "tcp6")
 
 
 def _rows(pid: int, table: str) -> list[bytes]:
@@ -33,9 +40,9 @@ def _rows(pid: int, table: str) -> list[bytes]:
     return []
 
 
-def _open_inodes(pid: int) -> Iterator[int]:
+def _open_inodes(pid: int, tables: tuple[str, ...]) -> Iterator[int]:
     """The inodes of sockets that are open to others."""
-    for table in _TABLES:
+    for table in tables:
         for row in _rows(pid, table):
             if table == "unix":
                 # Paths stand as they are, with newlines if they have any.
@@ -61,7 +68,7 @@ class OpenSockets:
     """One look at the kernel's tables, each read at most once."""
 
     def __init__(self) -> None:
-        self._inodes: dict[_Net, set[int]] = {}
+        self._inodes: dict[tuple[_Net, str], set[int]] = {}
 
     def has(self, event: Event) -> bool:
         """Whether the very socket that an event is about is open now."""
@@ -70,10 +77,11 @@ class OpenSockets:
         if event.family not in ("ipv4", "ipv6", "unix"):
             # No table of the others: as long as their process is there.
             return os.path.exists(f"/proc/{event.pid}")
-        net = _net_of(event.pid)
-        if net not in self._inodes:
-            self._inodes[net] = set(_open_inodes(event.pid))
-        return event._inode in self._inodes[net]
+        tables = _tables_for(event)
+        key = (_net_of(event.pid), tables[0])
+        if key not in self._inodes:
+            self._inodes[key] = set(_open_inodes(event.pid, tables))
+        return event._inode in self._inodes[key]
 
 
 def still_open(events: Iterable[Event]) -> list[Event]:
