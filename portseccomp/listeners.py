@@ -78,10 +78,23 @@ class OpenSockets:
             # No table of the others: as long as their process is there.
             return os.path.exists(f"/proc/{event.pid}")
         tables = _tables_for(event)
-        key = (_net_of(event.pid), tables[0])
+        net = _net_of(event.pid)
+        key = (net, tables[0])
         if key not in self._inodes:
-            self._inodes[key] = set(_open_inodes(event.pid, tables))
+            self._inodes[key] = self._look(event.pid, net, tables)
         return event._inode in self._inodes[key]
+
+    @staticmethod
+    def _look(pid: int, net: _Net, tables: tuple[str, ...]) -> set[int]:
+        # Of a process that is gone, our own namespace is the best guess.
+        if tables[0] in ("tcp", "udp") and net in (None, _net_of(os.getpid())):
+            from portseccomp.sock_diag import open_inodes
+
+            try:
+                return open_inodes(tables[0])
+            except OSError:
+                pass  # a kernel without it
+        return set(_open_inodes(pid, tables))
 
 
 def still_open(events: Iterable[Event]) -> list[Event]:
