@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import itertools
 import os
 import select
 import signal
@@ -46,11 +47,15 @@ def read_line(file) -> bytes:
 
 def test_target_killed_while_its_call_is_decided(victim):
     """A target that is killed in mid-call, 300 times, leaves nothing behind."""
-    entered, release = threading.Semaphore(0), threading.Semaphore(0)
+    entered = threading.Semaphore(0)
+    # One for each call: the hook of a killed one may be slow to wake.
+    gates = [threading.Event() for _ in range(301)]
+    numbers = itertools.count()
 
     def hook(request) -> bool:
+        gate = gates[next(numbers)]
         entered.release()
-        return release.acquire(timeout=LIMIT)
+        return gate.wait(LIMIT)
 
     command = [victim("listen"), "tcp4", "-", "0"]
     with Guard(hook=hook, hook_timeout=60) as guard:
@@ -60,11 +65,11 @@ def test_target_killed_while_its_call_is_decided(victim):
                 assert entered.acquire(timeout=LIMIT)
                 process.kill()
                 assert process.wait(LIMIT) == -signal.SIGKILL
-            release.release()
+            gates[i].set()
             if i == 100:
                 before = len(os.listdir("/proc/self/fd"))
                 threads = threading.active_count()
-        release.release()
+        gates[300].set()
         assert guard.run(command, stdout=-1).stdout.startswith(b"listen: 0\n")
         assert guard.stats().asked == 301
         assert guard.stats().vanished == 300
