@@ -41,6 +41,18 @@
 #define __NR_pidfd_getfd 438
 #endif
 
+/* Linux 5.13; scopes came with 6.12. */
+#ifndef __NR_landlock_create_ruleset
+#define __NR_landlock_create_ruleset 444
+#define __NR_landlock_restrict_self 446
+#endif
+#ifndef LANDLOCK_CREATE_RULESET_VERSION
+#define LANDLOCK_CREATE_RULESET_VERSION (1U << 0)
+#endif
+#ifndef LANDLOCK_SCOPE_SIGNAL
+#define LANDLOCK_SCOPE_SIGNAL (1ULL << 1)
+#endif
+
 #ifndef AF_SMC
 #define AF_SMC 43
 #endif
@@ -82,6 +94,20 @@ static inline int psc_kernel_kcmp_files(int32_t first, int32_t second)
 
 	return (int)psc_kernel_result(
 		syscall(__NR_kcmp, first, second, kcmp_files, 0, 0));
+}
+
+static inline int psc_kernel_landlock_create_ruleset(const void *attributes,
+						     size_t size,
+						     unsigned int flags)
+{
+	return (int)psc_kernel_result(syscall(__NR_landlock_create_ruleset,
+					      attributes, size, flags));
+}
+
+static inline int psc_kernel_landlock_restrict_self(int ruleset_fd)
+{
+	return (int)psc_kernel_result(
+		syscall(__NR_landlock_restrict_self, ruleset_fd, 0));
 }
 
 static inline int psc_kernel_ioctl(int fd, unsigned long request, void *arg)

@@ -81,6 +81,21 @@ def install_filter(*, bint listen, bint bind, bint no_io_uring, unsigned int wan
     return fd, features
 
 
+def confine_version():
+    """Return the kernel's Landlock ABI; raises OSError where there is none."""
+    cdef int version = psc_confine_version()
+    if version < 0:
+        raise OSError(-version, _os.strerror(-version))
+    return version
+
+
+def confine_thread():
+    """Put the calling thread, and all that it starts, into a Landlock domain."""
+    cdef int result = psc_confine_thread()
+    if result < 0:
+        raise OSError(-result, _os.strerror(-result))
+
+
 cdef object host_of(const psc_endpoint *endpoint):
     cdef char text[64]
     cdef uint32_t cid

@@ -24,6 +24,10 @@ cdef extern from "listener.h" nogil:
         const psc_filter_need *need, unsigned int wanted,
         unsigned int *ret_features, psc_install_stage *ret_stage)
 
+cdef extern from "confine.h" nogil:
+    int psc_confine_version()
+    int psc_confine_thread()
+
 cdef extern from "endpoint.h" nogil:
     cdef enum psc_family:
         PSC_FAMILY_ANY

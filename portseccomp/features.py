@@ -135,6 +135,20 @@ def _end_of_tree() -> Feature:
     )
 
 
+def _confinement() -> Feature:
+    try:
+        version = _core.confine_version()
+        detail = f"Landlock ABI {version}"
+    except OSError as error:
+        version, detail = 0, f"no Landlock: {error.strerror}"
+    return Feature(
+        "confinement",
+        version >= 6,
+        detail,
+        "confine is refused: a target of the same user can ptrace the supervisor",
+    )
+
+
 def _io_uring() -> Feature:
     try:
         with open("/proc/sys/kernel/io_uring_disabled") as file:
@@ -156,6 +170,7 @@ def probe() -> Probe:
     """
     features = _guard_features()
     usable = all(one.available for one in features[:2]) and len(features) > 1
-    features += [_pidfd_thread(), _ptrace_access(), _end_of_tree(), _io_uring()]
+    features += [_pidfd_thread(), _ptrace_access(), _end_of_tree()]
+    features += [_confinement(), _io_uring()]
     system = os.uname()
     return Probe(usable, system.release, system.machine, tuple(features))

@@ -156,7 +156,9 @@ class Guard:
     elsewhere does not wait for this call. `unix`: "perform", or "continue"
     to let the kernel run `listen` on unix sockets even where the policy can
     deny: their SO_PEERCRED then stays the target's, and a hostile target can
-    get past the guard. `event_buffer`: events kept until they are read.
+    get past the guard. `confine`: forbid the target to signal, and to ptrace,
+    any process outside its tree, the supervisor's own among them (a Landlock
+    domain; Linux 6.12). `event_buffer`: events kept until they are read.
 
     Close it, or use it as a context manager: what is left of the tree then
     gets ENOSYS from `listen`. Raises PolicyError for a wrong policy, KernelError
@@ -171,6 +173,7 @@ class Guard:
         on_event: Callable[[Event], object] | None = None,
         hook_timeout: float = 5.0,
         unix: str = "perform",
+        confine: bool = False,
         event_buffer: int = 4096,
     ) -> None:
         self._policy = make_policy(policy, hooked=hook is not None)
@@ -180,6 +183,7 @@ class Guard:
         self._rules = tuple(one.text for one in self._policy.rules)
         self._on_event = on_event
         self._check_arguments(hook, hook_timeout, unix, event_buffer)
+        self._confine = confine
         self._failures = HookFailures()
         self._log = EventLog(event_buffer)
         self._opened: dict[object, Event] = {}
@@ -245,7 +249,9 @@ class Guard:
     def _launch(self) -> Launcher:
         """Start a guarded thread whose listener the supervisor serves."""
         launcher = Launcher(
-            need_bind=self._policy.needs_bind, no_io_uring=self._table.can_deny
+            need_bind=self._policy.needs_bind,
+            no_io_uring=self._table.can_deny,
+            confine=self._confine,
         )
         try:
             self._state.core.add(launcher.listener_fd, launcher.features, self._table)

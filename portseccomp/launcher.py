@@ -54,6 +54,20 @@ def explain_install_error(error: _core.InstallError) -> KernelError:
     )
 
 
+def explain_confine_error(error: OSError) -> KernelError:
+    """Say why the thread could not be confined, and what would help."""
+    try:
+        found = f"this kernel's Landlock has ABI {_core.confine_version()}"
+    except OSError as missing:
+        found = f"there is no Landlock here: {missing.strerror}"
+    return KernelError(
+        error.errno,
+        f"can't confine the target: {found}, and ABI 6 is needed (Linux 6.12, with "
+        "landlock among the security modules); without confine a target of the same "
+        "user can reach the supervisor by ptrace",
+    )
+
+
 class _Job:
     """A function to run on the guarded thread, and its result."""
 
@@ -85,7 +99,7 @@ class Launcher:
     Raises KernelError where the filter can't be installed.
     """
 
-    def __init__(self, *, need_bind: bool, no_io_uring: bool) -> None:
+    def __init__(self, *, need_bind: bool, no_io_uring: bool, confine: bool) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._lock = threading.RLock()  # see Supervision._lock
         self._retired = False
@@ -93,7 +107,8 @@ class Launcher:
         self.features = 0
         self.used = False
         self._need = {"listen": True, "bind": need_bind, "no_io_uring": no_io_uring}
-        started: SimpleQueue[_core.InstallError | None] = SimpleQueue()
+        self._confine = confine
+        started: SimpleQueue[KernelError | None] = SimpleQueue()
         self._thread = threading.Thread(
             target=self._main, args=(started,), name="portseccomp-launcher", daemon=True
         )
@@ -101,16 +116,21 @@ class Launcher:
         failure = started.get()
         if failure is not None:
             self._thread.join()
-            raise explain_install_error(failure) from None
+            raise failure from None
 
-    def _main(self, started: SimpleQueue[_core.InstallError | None]) -> None:
+    def _main(self, started: SimpleQueue[KernelError | None]) -> None:
         wanted = _core.WAIT_KILLABLE | _core.SYNC_WAKE_UP
         try:
+            if self._confine:
+                _core.confine_thread()
             self.listener_fd, self.features = _core.install_filter(
                 **self._need, wanted=wanted
             )
         except _core.InstallError as error:
-            started.put(error)
+            started.put(explain_install_error(error))
+            return
+        except OSError as error:
+            started.put(explain_confine_error(error))
             return
         started.put(None)
         while (job := self._jobs.get()) is not None:

@@ -12,7 +12,8 @@ from portseccomp.policy import Policy
 _COMMANDS = ("run", "watch", "explain", "probe")
 
 _USAGE = """\
-usage: portseccomp run [RULES] [--json] [--log FILE] [--quiet] [--wait] [--] CMD...
+usage: portseccomp run [RULES] [--json] [--log FILE] [--quiet] [--wait] [--confine]
+                       [--] CMD...
        portseccomp watch [--json] [--log FILE] [--wait] [--] CMD...
        portseccomp explain [RULES] ENDPOINT
        portseccomp probe
@@ -30,7 +31,8 @@ RULES, in their order:
 
 run prints denials on stderr, watch every port that opens; --json makes each
 event a JSON object on a line, --log appends those lines to a file. --wait goes
-on until the last guarded process has ended.
+on until the last guarded process has ended. --confine keeps CMD from signalling,
+or tracing, any process that it has not started (Linux 6.12).
 
 Exit status: the command's own; 128+N when signal N killed it; 127 not found,
 126 not executable, 125 when portseccomp itself failed.
@@ -90,6 +92,7 @@ def _parser(command: str) -> _Parser:
         _add_output_options(parser)
     if command == "run":
         parser.add_argument("--quiet", action="store_true")
+        parser.add_argument("--confine", action="store_true")
     return parser
 
 
@@ -149,6 +152,7 @@ def _parse_run(name: str, argv: list[str]) -> Callable[[], int]:
         log=options.log,
         quiet=not watching and options.quiet,
         wait=options.wait,
+        confine=not watching and options.confine,
     )
 
 

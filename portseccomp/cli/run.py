@@ -94,6 +94,7 @@ def run_command(
     log: str | None,
     quiet: bool,
     wait: bool,
+    confine: bool,
 ) -> int:
     """Run a command under a guard; return the exit status."""
     warnings.showwarning = _warn_on_stderr
@@ -107,7 +108,7 @@ def run_command(
             watching=watching, json_lines=json_lines, quiet=quiet, log=file
         )
         try:
-            with Guard(policy, on_event=printer) as guard:
+            with Guard(policy, on_event=printer, confine=confine) as guard:
                 status = _start_errors(
                     command[0], lambda: _run(guard, signals, command, wait)
                 )
