@@ -18,11 +18,14 @@ void psc_callers_init(struct psc_callers *callers)
 
 static void forget(struct psc_caller_handle *handle)
 {
-	if (handle->pidfd >= 0)
-		close(handle->pidfd);
-	if (handle->comm_fd >= 0)
-		close(handle->comm_fd);
+	const struct psc_caller_handle old = *handle;
+
+	/* First, for a child that is forked in between. */
 	*handle = (struct psc_caller_handle){.pidfd = -1, .comm_fd = -1};
+	if (old.pidfd >= 0)
+		close(old.pidfd);
+	if (old.comm_fd >= 0)
+		close(old.comm_fd);
 }
 
 void psc_callers_close(struct psc_callers *callers)

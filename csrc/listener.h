@@ -26,6 +26,7 @@ enum psc_install_stage {
 	PSC_INSTALL_SIZES,	   /* no seccomp notification at all */
 	PSC_INSTALL_NO_NEW_PRIVS,
 	PSC_INSTALL_SECCOMP,
+	PSC_INSTALL_SERVE, /* installed, but psc_supervisor_add() failed */
 };
 
 /**

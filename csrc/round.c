@@ -58,9 +58,11 @@ static void count_outcome(const struct psc_event *event,
 
 static void close_copy(struct psc_request *request)
 {
-	if (request->copy_fd >= 0)
-		close(request->copy_fd);
-	request->copy_fd = -1;
+	const int copy_fd = request->copy_fd;
+
+	request->copy_fd = -1; /* first, for a child that is forked in between */
+	if (copy_fd >= 0)
+		close(copy_fd);
 }
 
 /* The end of every round that somebody waits for. */

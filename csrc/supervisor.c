@@ -10,6 +10,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "forking.h"
 #include "listener.h"
 #include "privilege.h"
 
@@ -308,6 +309,28 @@ int psc_supervisor_add(struct psc_supervisor *supervisor, int listener_fd,
 		atomic_fetch_add(&supervisor->live, 1);
 	}
 	pthread_mutex_unlock(&supervisor->lists);
+	return result;
+}
+
+int psc_supervisor_install(struct psc_supervisor *supervisor,
+			   const struct psc_filter_need *need,
+			   unsigned int wanted, const struct psc_policy *policy,
+			   unsigned int *ret_features,
+			   enum psc_install_stage *ret_stage)
+{
+	int listener_fd, result;
+
+	psc_forking_hold();
+	result = listener_fd =
+		psc_listener_install(need, wanted, ret_features, ret_stage);
+	if (listener_fd >= 0) {
+		*ret_stage = PSC_INSTALL_SERVE;
+		result = psc_supervisor_add(supervisor, listener_fd,
+					    *ret_features, policy);
+		if (result < 0)
+			close(listener_fd);
+	}
+	psc_forking_release();
 	return result;
 }
 
@@ -662,6 +685,8 @@ static bool stand_by(struct psc_supervisor *supervisor,
 {
 	bool leads = false;
 
+	/* Only the leader needs them; most are of callers that are gone. */
+	psc_callers_close(&worker->callers);
 	*ret_why = PSC_RUN_SURPLUS;
 	if (atomic_fetch_add(&supervisor->standbys, 1) < STANDBYS_MAX) {
 		*ret_why = PSC_RUN_STOPPED;
@@ -787,6 +812,9 @@ int psc_supervisor_init(struct psc_supervisor *supervisor,
 		result = -errno;
 		goto failed;
 	}
+	result = psc_forking_register(supervisor);
+	if (result < 0)
+		goto failed;
 	return 0;
 
 failed:
@@ -800,6 +828,7 @@ void psc_supervisor_free(struct psc_supervisor *supervisor)
 	if (!supervisor->made)
 		return;
 	supervisor->made = false;
+	psc_forking_unregister(supervisor);
 	psc_supervisor_close(supervisor);
 	psc_event_ring_free(&supervisor->books.ring);
 	psc_memory_free(&supervisor->books.memory);

@@ -28,6 +28,7 @@
 
 #include "bell.h"
 #include "event.h"
+#include "listener.h"
 #include "round.h"
 
 /** requests that can wait for the hook at one time */
@@ -80,6 +81,7 @@ enum psc_run {
 
 struct psc_supervisor {
 	bool made; /* by psc_supervisor_init() */
+	struct psc_supervisor *next; /* forking.c's */
 	int epoll_fd;
 	int wake_fd;
 	int64_t hook_timeout_ns;
@@ -138,6 +140,20 @@ void psc_supervisor_free(struct psc_supervisor *supervisor);
 int psc_supervisor_add(struct psc_supervisor *supervisor, int listener_fd,
 		       unsigned int features, const struct psc_policy *policy);
 
+/**
+ * psc_supervisor_install - put the filter on the calling thread, and serve it
+ *
+ * psc_listener_install() and psc_supervisor_add() in one: no fork of this
+ * process can inherit the listener in between.
+ *
+ * Return: 0, or as those two; @ret_stage is PSC_INSTALL_SERVE for the latter.
+ */
+int psc_supervisor_install(struct psc_supervisor *supervisor,
+			   const struct psc_filter_need *need,
+			   unsigned int wanted, const struct psc_policy *policy,
+			   unsigned int *ret_features,
+			   enum psc_install_stage *ret_stage);
+
 /** psc_worker_init - prepare a thread's own part; @worker is large */
 void psc_worker_init(struct psc_supervisor *supervisor,
 		     struct psc_worker *worker);
@@ -195,8 +211,7 @@ void psc_supervisor_close(struct psc_supervisor *supervisor);
 /**
  * psc_supervisor_forget - close the descriptors in a forked child
  *
- * A copy of the listener in another process would keep calls hanging when
- * this process dies. Uses nothing but close(2).
+ * Called there by itself (forking.h). Uses nothing but close(2).
  */
 void psc_supervisor_forget(struct psc_supervisor *supervisor);
 

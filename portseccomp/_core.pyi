@@ -36,13 +36,11 @@ INSTALL_BUILD: Final[int]
 INSTALL_SIZES: Final[int]
 INSTALL_NO_NEW_PRIVS: Final[int]
 INSTALL_SECCOMP: Final[int]
+INSTALL_SERVE: Final[int]
 
 class InstallError(OSError):
     stage: int
 
-def install_filter(
-    *, listen: bool, bind: bool, no_io_uring: bool, wanted: int
-) -> tuple[int, int]: ...
 def confine_version() -> int: ...
 def confine_thread() -> None: ...
 
@@ -106,7 +104,15 @@ class Supervisor:
     def __new__(
         cls, *, capacity: int, hook_timeout: float, max_hooks: int
     ) -> Supervisor: ...
-    def add(self, listener_fd: int, features: int, table: Table) -> None: ...
+    def install(
+        self,
+        table: Table,
+        *,
+        listen: bool,
+        bind: bool,
+        no_io_uring: bool,
+        wanted: int,
+    ) -> int: ...
     def run(
         self,
         hook: Callable[[Request], Any | Awaitable[Any]] | None,
@@ -124,5 +130,4 @@ class Supervisor:
     def pushed(self) -> int: ...
     def stop(self) -> None: ...
     def close(self) -> None: ...
-    def forget(self) -> None: ...
     def stats(self) -> tuple[dict[str, int], list[tuple[int, int]]]: ...

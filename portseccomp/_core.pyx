@@ -57,28 +57,13 @@ INSTALL_BUILD = <int>PSC_INSTALL_BUILD
 INSTALL_SIZES = <int>PSC_INSTALL_SIZES
 INSTALL_NO_NEW_PRIVS = <int>PSC_INSTALL_NO_NEW_PRIVS
 INSTALL_SECCOMP = <int>PSC_INSTALL_SECCOMP
+INSTALL_SERVE = <int>PSC_INSTALL_SERVE
 
 
 class InstallError(OSError):
     """The filter could not be put on the thread; `stage` says where."""
 
     stage: int
-
-
-def install_filter(*, bint listen, bint bind, bint no_io_uring, unsigned int wanted):
-    """Put the filter on the calling thread, for good; return (fd, features)."""
-    cdef psc_filter_need need
-    cdef unsigned int features = 0
-    cdef psc_install_stage stage = PSC_INSTALL_BUILD
-    need.listen = listen
-    need.bind = bind
-    need.no_io_uring = no_io_uring
-    cdef int fd = psc_listener_install(&need, wanted, &features, &stage)
-    if fd < 0:
-        error = InstallError(-fd, _os.strerror(-fd))
-        error.stage = <int>stage
-        raise error
-    return fd, features
 
 
 def confine_version():
@@ -353,13 +338,31 @@ cdef class Supervisor:
                 psc_supervisor_free(self.core)
             PyMem_RawFree(self.core)
 
-    def add(self, int listener_fd, unsigned int features, Table table):
-        """Serve one more listener, whose descriptor is taken over."""
-        cdef int result = psc_supervisor_add(
-            self.core, listener_fd, features, &table.policy)
+    def install(
+        self, Table table not None, *, bint listen, bint bind, bint no_io_uring,
+        unsigned int wanted,
+    ):
+        """Put the filter on the calling thread, for good, and serve its listener.
+
+        Return the features that the kernel gave; raises InstallError.
+        """
+        cdef psc_filter_need need
+        cdef unsigned int features = 0
+        cdef psc_install_stage stage = PSC_INSTALL_BUILD
+        cdef int result
+        need.listen = listen
+        need.bind = bind
+        need.no_io_uring = no_io_uring
+        if table not in self.tables:
+            self.tables.append(table)
+        with nogil:
+            result = psc_supervisor_install(
+                self.core, &need, wanted, &table.policy, &features, &stage)
         if result < 0:
-            raise OSError(-result, _os.strerror(-result))
-        self.tables.append(table)
+            error = InstallError(-result, _os.strerror(-result))
+            error.stage = <int>stage
+            raise error
+        return features
 
     def run(self, hook, owner):
         """Lead or stand by until the supervisor stops.
@@ -474,10 +477,6 @@ cdef class Supervisor:
         """Close every listener: calls fail with ENOSYS from now on."""
         with nogil:
             psc_supervisor_close(self.core)
-
-    def forget(self):
-        """Close the descriptors in a forked child."""
-        psc_supervisor_forget(self.core)
 
     def stats(self):
         """Return the counters by name, and the latency histogram.

@@ -20,9 +20,7 @@ cdef extern from "listener.h" nogil:
         PSC_INSTALL_SIZES
         PSC_INSTALL_NO_NEW_PRIVS
         PSC_INSTALL_SECCOMP
-    int psc_listener_install(
-        const psc_filter_need *need, unsigned int wanted,
-        unsigned int *ret_features, psc_install_stage *ret_stage)
+        PSC_INSTALL_SERVE
 
 cdef extern from "confine.h" nogil:
     int psc_confine_version()
@@ -175,9 +173,10 @@ cdef extern from "supervisor.h" nogil:
         psc_supervisor *supervisor, uint64_t ring_capacity,
         int64_t hook_timeout_ns, int max_hooks)
     void psc_supervisor_free(psc_supervisor *supervisor)
-    int psc_supervisor_add(
-        psc_supervisor *supervisor, int listener_fd, unsigned int features,
-        const psc_policy *policy)
+    int psc_supervisor_install(
+        psc_supervisor *supervisor, const psc_filter_need *need,
+        unsigned int wanted, const psc_policy *policy,
+        unsigned int *ret_features, psc_install_stage *ret_stage)
     void psc_worker_init(psc_supervisor *supervisor, psc_worker *worker)
     void psc_worker_close(psc_supervisor *supervisor, psc_worker *worker)
     int psc_supervisor_run(
@@ -188,4 +187,3 @@ cdef extern from "supervisor.h" nogil:
         int error, const psc_target *target)
     void psc_supervisor_stop(psc_supervisor *supervisor)
     void psc_supervisor_close(psc_supervisor *supervisor)
-    void psc_supervisor_forget(psc_supervisor *supervisor)

@@ -16,7 +16,6 @@ from portseccomp._types import EndpointFields, EventFields
 from portseccomp.errors import (
     GuardError,
     HookError,
-    KernelError,
     ListenTimeout,
     PolicyError,
     TargetExited,
@@ -127,11 +126,10 @@ _open_states: weakref.WeakSet[_State] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    """A copy of a listener in a forked child would keep calls hanging."""
+    """Nothing is left to close in a forked child: the core has seen to that."""
     for state in list(_open_states):
         state.closed = True
         state.lock = threading.RLock()  # its holder is not in this process
-        state.core.forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -249,18 +247,11 @@ class Guard:
     def _launch(self) -> Launcher:
         """Start a guarded thread whose listener the supervisor serves."""
         launcher = Launcher(
-            need_bind=self._policy.needs_bind,
-            no_io_uring=self._table.can_deny,
+            self._state.core,
+            self._table,
+            bind=self._policy.needs_bind,
             confine=self._confine,
         )
-        try:
-            self._state.core.add(launcher.listener_fd, launcher.features, self._table)
-        except OSError as error:
-            os.close(launcher.listener_fd)
-            launcher.retire()
-            raise KernelError(
-                error.errno, f"can't serve the listener: {error.strerror}"
-            ) from None
         self._state.launcher = launcher
         self._features = launcher.features
         return launcher

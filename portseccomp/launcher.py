@@ -1,11 +1,12 @@
 """The guarded thread: it carries the filter, and starts targets.
 
 A filter and no_new_privs belong to a thread and are inherited by what it
-forks. So one thread takes them, gets the listener as a descriptor of this very
-process, and runs `subprocess.Popen` there. When it ends, and the targets that
-it started have ended, the kernel says so on the listener: that is how a guard
-knows that nobody is left. A thread that has to end early for somebody who
-waits for that is replaced by another one, with a listener of its own.
+forks. So one thread takes them, leaves the listener, a descriptor of this very
+process, to the supervisor, and runs `subprocess.Popen` there. When it ends, and
+the targets that it started have ended, the kernel says so on the listener: that
+is how a guard knows that nobody is left. A thread that has to end early for
+somebody who waits for that is replaced by another one, with a listener of its
+own.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def explain_install_error(error: _core.InstallError) -> KernelError:
     import errno
 
     number = error.errno or 0
+    if error.stage == _core.INSTALL_SERVE:
+        return KernelError(number, f"can't serve the listener: {os.strerror(number)}")
     if error.stage in _HINTS:
         hint = _HINTS[error.stage]
     elif number == errno.EBUSY:
@@ -99,18 +102,32 @@ class Launcher:
     Raises KernelError where the filter can't be installed.
     """
 
-    def __init__(self, *, need_bind: bool, no_io_uring: bool, confine: bool) -> None:
+    def __init__(
+        self, core: _core.Supervisor, table: _core.Table, *, bind: bool, confine: bool
+    ) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._lock = threading.RLock()  # see Supervision._lock
         self._retired = False
-        self.listener_fd = -1
         self.features = 0
         self.used = False
-        self._need = {"listen": True, "bind": need_bind, "no_io_uring": no_io_uring}
-        self._confine = confine
         started: SimpleQueue[KernelError | None] = SimpleQueue()
+
+        def install() -> None:
+            if confine:
+                _core.confine_thread()
+            self.features = core.install(
+                table,
+                listen=True,
+                bind=bind,
+                no_io_uring=table.can_deny,
+                wanted=_core.WAIT_KILLABLE | _core.SYNC_WAKE_UP,
+            )
+
         self._thread = threading.Thread(
-            target=self._main, args=(started,), name="portseccomp-launcher", daemon=True
+            target=self._main,
+            args=(install, started),
+            name="portseccomp-launcher",
+            daemon=True,
         )
         self._thread.start()
         failure = started.get()
@@ -118,14 +135,11 @@ class Launcher:
             self._thread.join()
             raise failure from None
 
-    def _main(self, started: SimpleQueue[KernelError | None]) -> None:
-        wanted = _core.WAIT_KILLABLE | _core.SYNC_WAKE_UP
+    def _main(
+        self, install: Callable[[], None], started: SimpleQueue[KernelError | None]
+    ) -> None:
         try:
-            if self._confine:
-                _core.confine_thread()
-            self.listener_fd, self.features = _core.install_filter(
-                **self._need, wanted=wanted
-            )
+            install()
         except _core.InstallError as error:
             started.put(explain_install_error(error))
             return

@@ -123,6 +123,11 @@ if __name__ == "__main__":
     if sys.argv[1] == "fork" and os.fork() == 0:
         live_on()
         os._exit(0)
+    if sys.argv[1] == "libc-fork":  # as an extension does, past Python's handlers
+        import ctypes
+        if ctypes.CDLL(None).fork() == 0:
+            live_on()
+            os._exit(0)
     if sys.argv[1] == "multiprocessing":
         context = multiprocessing.get_context("fork")
         context.Process(target=live_on).start()
@@ -134,7 +139,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("survivor", ["none", "fork", "multiprocessing", "popen"])
+@pytest.mark.parametrize(
+    "survivor", ["none", "fork", "libc-fork", "multiprocessing", "popen"]
+)
 def test_supervisor_killed_while_a_hook_hangs(victim, survivor):
     """When the supervisor is killed, pending and later calls fail with ENOSYS."""
     command = python(SUPERVISOR, survivor, victim("listen"))
