@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .PHONY: help
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: tools
 tools:
@@ -33,6 +33,20 @@ test: build test-c  ## run all tests
 .PHONY: test-c
 test-c: | tools  ## run the C core's own tests
 	$(MAKE) --no-print-directory -C csrc test
+
+.PHONY: sanitize
+sanitize: | tools  ## run the core's tests under ASan, UBSan and TSan
+	$(MAKE) --no-print-directory -C csrc sanitize
+
+.PHONY: test-sanitized
+test-sanitized: build  ## run the suite with ASan, LSan and UBSan; ALL=1: all of it
+	$(BIN)/python scripts/test_sanitized.py $(if $(ALL),--all)
+
+FUZZ_SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz:  ## run each fuzz target for FUZZ_SECONDS
+	@$(PYTHON) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 .PHONY: bench
 bench: build  ## measure latencies beside their floors
