@@ -48,6 +48,10 @@ FUZZ_SECONDS ?= 60
 fuzz:  ## run each fuzz target for FUZZ_SECONDS
 	@$(PYTHON) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
+.PHONY: test-kernels
+test-kernels: build  ## run the tests on older and newer kernels, in QEMU
+	@$(BIN)/python scripts/test_kernels.py $(KERNELS)
+
 .PHONY: bench
 bench: build  ## measure latencies beside their floors
 	$(BIN)/python -m pytest benchmarks --benchmark-only
