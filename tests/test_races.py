@@ -156,14 +156,14 @@ root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root: clone3(2) with set_tid, setuid"
 )
 # Each takes two processes.
-REUSES = max(TRIES // 100, 1)
+REUSES = max(TRIES // 200, 1)
 
 
 @root
 @pytest.mark.parametrize("policy", ["deny any:{1}", "allow any:{0}"])
 @pytest.mark.parametrize("kind", ["tcp", "thread", "udp"])
 def test_number_used_again_in_mid_call(victim, free_port, kind, policy):
-    """1,000 callers killed in mid-call lend nothing to who gets their number."""
+    """500 callers killed in mid-call lend nothing to who gets their number."""
     allowed, forbidden = free_port(), free_port()
     seen: Counter[tuple] = Counter()
 
@@ -173,7 +173,7 @@ def test_number_used_again_in_mid_call(victim, free_port, kind, policy):
 
     rule = policy.replace("any:", "" if kind == "udp" else "tcp:")
     # A thread's number is not free at once.
-    tries = REUSES if kind != "thread" else REUSES // 4
+    tries = REUSES if kind != "thread" else REUSES // 2
     command = [victim("reuse"), kind, *map(str, (allowed, forbidden, tries))]
     with (
         Guard(rule.format(allowed, forbidden), on_event=count) as guard,
@@ -208,7 +208,7 @@ def test_the_same_reuse_wins_without_a_guard(victim, free_port):
 
 @root
 def test_number_used_again_by_root_lends_no_privilege(victim):
-    """2,000 binds of nobody, whose number root gets in between, open no port 80."""
+    """1,000 binds of nobody, whose number root gets in between, open no port 80."""
     seen: Counter[tuple] = Counter()
 
     def count(event: Event) -> None:
@@ -216,7 +216,7 @@ def test_number_used_again_by_root_lends_no_privilege(victim):
 
     command = [victim("reuse"), "privilege", "0", "80", str(2 * REUSES)]
     with (
-        Guard("deny tcp:1, deny udp:1".split(", "), on_event=count) as guard,
+        Guard("deny udp:1", on_event=count) as guard,
         guard.popen(command, stdin=-1, stdout=-1, bufsize=0) as process,
     ):
         result = numbers(process.stdout)
@@ -245,7 +245,7 @@ def test_number_used_again_while_a_hook_decides(victim, free_port, kind):
                 read.append(None)
         return True
 
-    tries = max(REUSES // 10, 1)
+    tries = max(REUSES // 5, 1)
     rules = "ask udp:any" if kind == "privilege" else f"ask tcp:{allowed}"
     command = [victim("reuse"), kind, *map(str, (allowed, forbidden, tries)), "step"]
     with (
