@@ -8,20 +8,26 @@ background print when they like, so lines are compared in sorted order.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import re
+import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import need
+from conftest import need, python
 
 import portseccomp
+from portseccomp import Guard
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("SECURITY.md", "docs/sandboxing.md")
+MACHINE = platform.machine()
 LIMIT = 60  # seconds; only a hang takes so long
 
 # Programs of the examples, and their packages.
@@ -37,6 +43,7 @@ PROGRAMS = {
 # What some examples need of the kernel, and of the user.
 KERNELS = {"ring.py": (6, 11), "udp.py": (6, 3), "ephemeral.py": (6, 3)}
 KERNELS |= {"--confine": (6, 12), "landlock.py": (6, 7)}
+FOR_X86_64 = ("after.py", "block.py", "fail.py 50")  # system calls by number
 FOR_ROOT = ("setpriv ", "other.py", "block.py", "raw.py")
 # Holes without an example.
 TOO_SMALL = {"Microseconds"}
@@ -147,6 +154,8 @@ def need_all(script: str) -> None:
     for word, least in KERNELS.items():
         if word in script and release < least:
             pytest.skip(f"needs a kernel of Linux {least[0]}.{least[1]}")
+    if MACHINE != "x86_64" and any(word in script for word in FOR_X86_64):
+        pytest.skip("needs an x86-64 machine")
     if os.geteuid() != 0 and any(word in script for word in FOR_ROOT):
         pytest.skip("needs root")
 
@@ -218,3 +227,71 @@ def test_the_filter_of_the_unit_lets_a_guard_work():
     )
     needed += " landlock_create_ruleset landlock_restrict_self getsockname setsockopt"
     assert set(needed.split()) <= allowed
+
+
+BIND_IN_CGROUP = """
+import socket, sys
+if sys.argv[1]:
+    with open(sys.argv[1] + "/cgroup.procs", "w") as file:
+        file.write("0")
+try:
+    socket.socket().bind(("127.0.0.1", 0))
+    print("bound")
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def forbid_bind(cgroup: str) -> None:
+    """Attach a BPF program that fails every IPv4 bind, as systemd does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def bpf(command: int, attributes: bytes) -> int:
+        buffer = ctypes.create_string_buffer(attributes, 128)
+        result = libc.syscall({"x86_64": 321}.get(MACHINE, 280), command, buffer, 128)
+        assert result >= 0, os.strerror(ctypes.get_errno())
+        return result
+
+    # r0 = 0; exit
+    code = ctypes.create_string_buffer(
+        struct.pack("<BBhiBBhi", 183, *[0] * 3, 149, *[0] * 3)
+    )
+    licence = ctypes.create_string_buffer(b"GPL")
+    inet4_bind = 8
+    load = struct.pack(
+        "<IIQQ44xI",
+        18,
+        2,
+        ctypes.addressof(code),
+        ctypes.addressof(licence),
+        inet4_bind,
+    )
+    program = bpf(5, load)
+    directory = os.open(cgroup, os.O_RDONLY)
+    try:
+        bpf(8, struct.pack("<IIII", directory, program, inet4_bind, 0))
+    finally:
+        os.close(directory)
+        os.close(program)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_cgroups_programs_hold_for_the_supervisors_calls():
+    """A bind that the target's cgroup forbids fails, though the supervisor makes it."""
+    mounts = [x.split() for x in Path("/proc/mounts").read_text().splitlines()]
+    places = [x[1] for x in mounts if x[2] == "cgroup2"]
+    if not places:
+        pytest.skip("needs a kernel with cgroup2, mounted")
+    cgroup = tempfile.mkdtemp(prefix="portseccomp-test-", dir=places[0])
+    try:
+        forbid_bind(cgroup)
+        seen = []
+        for place in (cgroup, ""):
+            command = python(BIND_IN_CGROUP, place)
+            seen.append(subprocess.run(command, stdout=-1, text=True).stdout)
+            with Guard("allow loopback:any") as guard:
+                seen.append(guard.run(command, stdout=-1, text=True).stdout)
+                assert guard.stats().allowed == 1
+    finally:
+        os.rmdir(cgroup)
+    assert seen == ["Operation not permitted\n"] * 2 + ["bound\n"] * 2
