@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -86,10 +86,10 @@ def table(path: str) -> Iterator[str]:
 def all_open() -> Iterator[str]:
     """Each open port of this network namespace, as sock_diag tells."""
     ss = need("ss", "iproute2")
-    for protocol, options in (("tcp", "-Hlnt"), ("udp", "-Hanu")):
-        lines = subprocess.check_output([ss, options], text=True).splitlines()
-        for line in lines:
-            yield f"{protocol} {line.split()[3]}"
+    for line in subprocess.check_output([ss, "-Hantu"], text=True).splitlines():
+        protocol, state, _, _, local, *_ = line.split()
+        if protocol == "udp" or state == "LISTEN":
+            yield f"{protocol} {local}"
     yield from table("/proc/net/udplite")
     yield from table("/proc/net/udplite6")
 
@@ -155,6 +155,17 @@ def ports(free_port) -> tuple[int, int]:
     return free_port(), free_port()
 
 
+@pytest.fixture
+def figures(request) -> Callable[[str, int, int], None]:
+    """Keep how often an attack was tried and how often it won (JUnit shows it)."""
+
+    def keep(policy: str, tries: int, wins: int) -> None:
+        found = f"{tries} tries, {wins} won"
+        request.node.user_properties.append((policy, found))
+
+    return keep
+
+
 def permitted(policy: str, port: int) -> set[str]:
     """What may be open under a policy that allows a port of loopback, if any."""
     if not policy.startswith("allow"):
@@ -174,7 +185,7 @@ def guarded(policy, command, ports, **options) -> tuple[Seen, Stats]:
         return seen, guard.stats()
 
 
-def check_denied(command, ports, record_property, **options) -> list[Seen]:
+def check_denied(command, ports, figures, **options) -> list[Seen]:
     """Run an attack under policies that deny its port: nothing may open."""
     found = []
     for policy in ("deny any", f"allow loopback:{ports[1]}"):
@@ -184,19 +195,19 @@ def check_denied(command, ports, record_property, **options) -> list[Seen]:
         if seen.name not in LIARS:
             assert seen.claims == 0 or policy != "deny any", (policy, seen)
         assert stats.continued == 0
-        record_property(policy, f"{seen.tries} tries, {len(more)} open")
+        figures(policy, seen.tries, len(more))
         found.append(seen)
     return found
 
 
-def check(victim, way, ports, record_property, *flags) -> None:
+def check(victim, way, ports, figures, *flags) -> None:
     """Run an attack without a guard, denied, and allowed."""
     one = attack(victim, way, ports, 1, *flags)
     outside = attempt(None, one, *ports)
     assert outside.opened - permitted("allow", ports[1]), outside
 
     many = attack(victim, way, ports, TRIES[way[0]], *flags)
-    denied = check_denied(many, ports, record_property)
+    denied = check_denied(many, ports, figures)
     if way[0] == "uring":
         assert all("setup: ENOSYS" in seen.said for seen in denied)
         return
@@ -206,18 +217,18 @@ def check(victim, way, ports, record_property, *flags) -> None:
 
 
 @pytest.mark.parametrize("way", ATTACKS, ids="-".join)
-def test_no_way_around(victim, ports, record_property, way):
+def test_no_way_around(victim, ports, figures, way):
     """What opens a port without a guard opens none that the policy denies."""
-    check(victim, way, ports, record_property)
+    check(victim, way, ports, figures)
 
 
 @x86_64
 @pytest.mark.parametrize("way", X86_ATTACKS, ids="-".join)
-def test_no_way_around_on_x86(victim, ports, record_property, way):
+def test_no_way_around_on_x86(victim, ports, figures, way):
     """Nor do call numbers, entries and registers that only x86-64 has."""
     if way[1] in ("int80", "socketcall") and not has_i386(victim, ports):
         pytest.skip("needs a kernel with 32-bit calls (CONFIG_IA32_EMULATION)")
-    check(victim, way, ports, record_property)
+    check(victim, way, ports, figures)
 
 
 def has_i386(victim, ports) -> bool:
@@ -229,9 +240,7 @@ def has_i386(victim, ports) -> bool:
 
 @x86_64
 @pytest.mark.parametrize("flags", [["-m32"], ["-m32", "-static"]], ids=" ".join)
-def test_no_way_around_for_a_32_bit_program(
-    victim, ports, record_property, monkeypatch, flags
-):
+def test_no_way_around_for_a_32_bit_program(victim, ports, figures, monkeypatch, flags):
     """Nor does a program that is built for i386, whatever entry its libc takes."""
     # Where Debian has the headers if no package for all of multilib is there.
     monkeypatch.setenv("CPATH", "/usr/include/x86_64-linux-gnu")
@@ -242,38 +251,38 @@ def test_no_way_around_for_a_32_bit_program(
         pytest.skip("needs cc -m32: apt-get install gcc-12-multilib libc6-dev-i386")
     if not has_i386(victim, ports):
         pytest.skip("needs a kernel with 32-bit calls (CONFIG_IA32_EMULATION)")
-    check(victim, ("call", "plain"), ports, record_property, *flags)
+    check(victim, ("call", "plain"), ports, figures, *flags)
 
 
 @pytest.mark.parametrize("way", [("uring", one) for one in RINGS], ids="-".join)
-def test_no_ring(victim, ports, record_property, way):
+def test_no_ring(victim, ports, figures, way):
     """No ring of io_uring binds or listens, whoever makes it and whoever submits."""
     if way[1] == "int80" and platform.machine() != "x86_64":
         pytest.skip("needs an x86-64 machine")
     command = attack(victim, way, ports, 1)
     outside = attempt(None, command, *ports)
     if outside.claims == outside.tries:
-        check(victim, way, ports, record_property)
+        check(victim, way, ports, figures)
     else:
         # Before Linux 6.11, and where it is switched off, a ring opens nothing.
         assert not outside.opened
-        for seen in check_denied(command, ports, record_property):
+        for seen in check_denied(command, ports, figures):
             assert "setup: ENOSYS" in seen.said
 
 
 @x86_64
 @pytest.mark.parametrize("way", NOWHERE, ids="-".join)
-def test_ways_that_lead_nowhere(victim, ports, record_property, way):
+def test_ways_that_lead_nowhere(victim, ports, figures, way):
     """Numbers and tricks that open nothing here open nothing under a guard."""
     command = attack(victim, way, ports, TRIES[way[0]])
     if way != ("call", "x32"):  # a kernel may have those
         assert not attempt(None, command, *ports).opened
-    for seen in check_denied(command, ports, record_property):
+    for seen in check_denied(command, ports, figures):
         assert seen.tries >= TRIES[way[0]]
 
 
 @pytest.mark.parametrize("what", ["stale", "stale-mptcp"])
-def test_address_of_a_connection_that_is_gone(victim, ports, record_property, what):
+def test_address_of_a_connection_that_is_gone(victim, ports, figures, what):
     """A socket that was connected by loopback does not pass for one of loopback."""
     port = ports[0]
     command = attack(victim, ("socket", what), ports, 1)
@@ -283,7 +292,7 @@ def test_address_of_a_connection_that_is_gone(victim, ports, record_property, wh
     seen, stats = guarded("allow loopback:any", command, [port])
     assert (seen.claims, seen.opened) == (0, set()), seen
     assert stats.denied == seen.tries
-    record_property("allow loopback:any", f"{seen.tries} tries, 0 open")
+    figures("allow loopback:any", seen.tries, seen.claims)
 
 
 # ---- other users ----
@@ -308,11 +317,11 @@ def public(victim):
     ],
     ids="-".join,
 )
-def test_no_way_around_for_another_user(public, ports, record_property, way):
+def test_no_way_around_for_another_user(public, ports, figures, way):
     """Nor does a target that runs as another user than its supervisor."""
     options = {"user": 65534, "group": 65534, "extra_groups": ()}
     command = attack(public, way, ports, TRIES[way[0]])
-    for seen in check_denied(command, ports, record_property, **options):
+    for seen in check_denied(command, ports, figures, **options):
         assert seen.tries > 0
 
 
@@ -320,7 +329,7 @@ def test_no_way_around_for_another_user(public, ports, record_property, way):
 
 
 @x86_64
-def test_filters_can_not_be_suspended(victim, ports, record_property):
+def test_filters_can_not_be_suspended(victim, ports, figures):
     """PTRACE_O_SUSPEND_SECCOMP is refused to a tracer that is guarded itself."""
     command = attack(victim, ("trace", "suspend"), ports, 1)
     outside = attempt(None, command, *ports)
@@ -329,7 +338,7 @@ def test_filters_can_not_be_suspended(victim, ports, record_property):
     assert bool(outside.opened) != bool(refused)
     if os.geteuid() != 0:
         assert refused
-    for seen in check_denied(command, ports, record_property):
+    for seen in check_denied(command, ports, figures):
         assert [one for one in seen.said if one.startswith("suspend: ")] in (
             ["suspend: EPERM"],
             ["suspend: EINVAL"],
@@ -338,9 +347,7 @@ def test_filters_can_not_be_suspended(victim, ports, record_property):
 
 @x86_64
 @pytest.mark.parametrize(("what", "tries"), [("rewrite", 5000), ("words", 30000)])
-def test_memory_rewritten_by_another_process(
-    victim, ports, record_property, what, tries
-):
+def test_memory_rewritten_by_another_process(victim, ports, figures, what, tries):
     """What is rewritten while a call waits was read before, once."""
     command = attack(victim, ("trace", what), ports, tries)
     policy = f"allow loopback:{ports[1]}"
@@ -350,7 +357,7 @@ def test_memory_rewritten_by_another_process(
     # It was a race: both were met.
     assert stats.denied > 0
     assert stats.allowed > 0
-    record_property(policy, f"{seen.tries} tries, {seen.claims} open")
+    figures(policy, seen.tries, seen.claims)
 
 
 @x86_64
