@@ -52,6 +52,10 @@ fuzz:  ## run each fuzz target for FUZZ_SECONDS
 test-kernels: build  ## run the tests on older and newer kernels, in QEMU
 	@$(BIN)/python scripts/test_kernels.py $(KERNELS)
 
+.PHONY: soak
+soak: build  ## 10,000,000 requests, or PORTSECCOMP_SOAK=N or 60s: nothing grows
+	$(BIN)/python tests/soak.py
+
 .PHONY: bench
 bench: build  ## measure latencies beside their floors
 	$(BIN)/python -m pytest benchmarks --benchmark-only
