@@ -115,6 +115,7 @@ def main(args: list[str]) -> int:
     build()
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir()
+    LOGS.chmod(0o1777)  # targets run as other users, too
 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-n", str(os.cpu_count() or 1), "-o", "timeout=600"]

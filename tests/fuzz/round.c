@@ -9,10 +9,15 @@
  * filters, die, or make another guarded call in between.
  *
  * After each round no port may be open that the slow matcher denies.
+ *
+ * With FUZZ_TRACE in the environment what happens is told on stderr. With
+ * FUZZ_DEPTH=2 another thread of the supervisor may make a whole round while one
+ * is under way, on the same sockets: as after a takeover.
  */
 #include <errno.h>
 #include <linux/audit.h>
 #include <netinet/in.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -27,7 +32,6 @@
 enum {
 	SOCKETS = 4,	   /* the caller's descriptors, too */
 	ROUNDS_MAX = 12,   /* in one input */
-	DEPTH_MAX = 2,	   /* rounds within rounds */
 	COPIES_MAX = 256,  /* ever made */
 	COPY_FD = 1 << 20, /* the first of the copies' numbers */
 	CALLER = 4242,
@@ -107,6 +111,21 @@ static struct world {
 } world;
 
 static struct psc_books books;
+static bool tracing;
+static int depth_max = 1; /* more: rounds within rounds, as after a takeover */
+
+#define TRACE(...)                                                             \
+	do {                                                                   \
+		if (tracing) {                                                 \
+			fprintf(stderr, "%*s", 2 * world.depth, "");           \
+			fprintf(stderr, __VA_ARGS__);                          \
+		}                                                              \
+	} while (0)
+
+static int index_of(const struct socket *socket)
+{
+	return (int)(socket - world.sockets);
+}
 
 static bool is_udp(const struct socket *socket)
 {
@@ -240,6 +259,7 @@ static int kernel_bind(struct socket *socket, const void *raw, socklen_t length)
 	next.port = port || socket->no_port ? port : kernel_choice();
 	next.by_bind = true;
 	next.bound_wild = is_wild(&next);
+	TRACE("socket %d is bound to port %d\n", index_of(socket), next.port);
 	next.moved = false;
 	*socket = next;
 	return 0;
@@ -259,6 +279,7 @@ static int kernel_listen(struct socket *socket)
 		socket->port = kernel_choice();
 		socket->chosen = socket->moved = false;
 	}
+	TRACE("socket %d listens on port %d\n", index_of(socket), socket->port);
 	socket->listening = true;
 	return 0;
 }
@@ -363,8 +384,15 @@ static void meddle(void)
 
 	if (what == 0 || what >= 192)
 		return;
-	if (world.call)
+	if (world.call) {
 		world.call->meddled = true;
+		/* Mostly with the very socket that the call is about. */
+		if (what >= 64 && world.call->fd >= 0 &&
+		    world.call->fd < SOCKETS)
+			socket = &world.sockets[world.table[world.call->fd]];
+	}
+	TRACE("another thread does %d with socket %d\n", what % 16,
+	      index_of(socket));
 	switch (what % 16) {
 	case 1:
 		kernel_connect(socket);
@@ -400,7 +428,7 @@ static void meddle(void)
 			world.call->interrupted = true;
 		return;
 	case 10:
-		if (world.depth > 0 && world.depth < DEPTH_MAX)
+		if (world.depth > 0 && world.depth < depth_max)
 			run_round();
 		return;
 	case 11:
@@ -554,7 +582,8 @@ int __wrap_shutdown(int fd, int how)
 	struct socket *socket = socket_of(fd);
 
 	MUST(how == SHUT_RDWR);
-	socket->listening = false;
+	if (socket->listening)
+		kernel_disconnect(socket);
 	return 0;
 }
 
@@ -759,14 +788,10 @@ static bool may_be_open(const struct socket *socket,
 {
 	int rule;
 
-	switch (slow_judge(&world.made.policy, where, &rule)) {
-	case PSC_VERDICT_ALLOW:
-		return true;
-	case PSC_VERDICT_ASK:
-		return hook_allowed(socket, where);
-	default:
-		return false;
-	}
+	/* Who judged it as open on IPv4 too may have been stricter, and asked. */
+	return slow_judge(&world.made.policy, where, &rule) ==
+		       PSC_VERDICT_ALLOW ||
+	       hook_allowed(socket, where);
 }
 
 static void check_socket(const struct socket *socket)
@@ -944,6 +969,11 @@ static void run_round(void)
 	request->source = &world.source;
 	take_notification(&call);
 	memcpy(before, world.sockets, sizeof(before));
+	TRACE("round %d: %s of descriptor %d\n", world.rounds,
+	      call.meaning == PSC_CALL_LISTEN ? "listen"
+	      : call.meaning == PSC_CALL_BIND ? "bind"
+					      : "no call of ours",
+	      call.fd);
 	world.call = &call;
 	world.depth++;
 	switch (psc_round_open(request, &call.notif, &world.callers, &books)) {
@@ -952,6 +982,8 @@ static void run_round(void)
 		decide(request);
 		break;
 	case PSC_ROUND_DECIDED:
+		TRACE("the policy says %d, by rule %d\n",
+		      request->decision.verdict, request->decision.rule);
 		psc_round_close(request, &books);
 		break;
 	case PSC_ROUND_DONE:
@@ -961,6 +993,8 @@ static void run_round(void)
 	world.depth--;
 	world.call = call.outer;
 
+	TRACE("round %d: %d answers, error %d\n", (int)call.notif.id,
+	      call.answers, call.error);
 	MUST(call.copies == 0);
 	MUST(call.answers == 1 || call.saw_gone);
 	while (psc_event_ring_pop(&books.ring, &event))
@@ -1068,6 +1102,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc;
 	(void)argv;
+	tracing = getenv("FUZZ_TRACE") != NULL;
+	if (getenv("FUZZ_DEPTH"))
+		depth_max = atoi(getenv("FUZZ_DEPTH"));
 	psc_memory_init(&books.memory);
 	return psc_event_ring_init(&books.ring, 16);
 }

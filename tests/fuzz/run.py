@@ -101,7 +101,8 @@ def keep(target: str) -> None:
     seeds, merged = HERE / "corpus" / target, FOUND / target / "merged"
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir()
-    command = [BUILT / target, "-merge=1", *LIMITS, merged, seeds]
+    # By edges, not by how often they are taken: or there are thousands.
+    command = [BUILT / target, "-merge=1", "-use_counters=0", *LIMITS, merged, seeds]
     command += [FOUND / target / "corpus"]
     subprocess.run(command, check=True, capture_output=True)
     shutil.rmtree(seeds)
