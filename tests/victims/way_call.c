@@ -49,7 +49,7 @@ static void recover(int sig)
 static long call_vsyscall(long first, long second, long third)
 {
 	const struct sigaction action = {.sa_handler = recover};
-	long result = -1;
+	volatile long result = -1; /* outlives the jump back */
 
 	sigaction(SIGSEGV, &action, NULL);
 	sigaction(SIGILL, &action, NULL);
