@@ -49,7 +49,8 @@ enum thing { INTERNET, UNIX_SOCKET, NETLINK, NAMELESS, NO_SOCKET, PATH_ONLY };
  * struct socket - one open file of the caller
  * @host, @port: where it is bound; an IPv6 socket's host has 16 bytes
  * @by_bind: the address was given by bind(2)
- * @bound_wild: and was a wildcard, to which it returns
+ * @bound_host: that address. A socket that was connected may keep a narrower
+ *   one; here it always returns
  * @chosen: the port was named by whoever bound it
  * @moved: the core bound it elsewhere than it was asked to
  * @loose: bound or opened by the kernel itself, where the README says that
@@ -63,7 +64,8 @@ struct socket {
 	uint64_t cookie;
 	bool v6only, no_port, listening, connected, shut;
 	bool locked, deaf;
-	bool by_bind, bound_wild, chosen, moved, loose, touched;
+	uint8_t bound_host[16];
+	bool by_bind, chosen, moved, loose, touched;
 };
 
 /** struct call - one round, and what the caller and the core did in it */
@@ -78,6 +80,8 @@ struct call {
 	enum thing found;     /* what its copy was */
 	bool interrupted;     /* nobody waits for it */
 	bool saw_gone;	      /* and the core was told so */
+	bool asked_lock;      /* whether a filter is locked */
+	bool unsure;	      /* what was copied or read may be a stranger's */
 	bool meddled;
 	int answers, error;
 	bool continued;
@@ -258,7 +262,7 @@ static int kernel_bind(struct socket *socket, const void *raw, socklen_t length)
 	next.chosen = port != 0;
 	next.port = port || socket->no_port ? port : kernel_choice();
 	next.by_bind = true;
-	next.bound_wild = is_wild(&next);
+	memcpy(next.bound_host, next.host, sizeof(next.host));
 	TRACE("socket %d is bound to port %d\n", index_of(socket), next.port);
 	next.moved = false;
 	*socket = next;
@@ -315,8 +319,9 @@ static void kernel_disconnect(struct socket *socket)
 	if (socket->thing != INTERNET)
 		return;
 	socket->connected = socket->listening = false;
-	if (!socket->by_bind || socket->bound_wild)
-		memset(socket->host, 0, sizeof(socket->host));
+	memset(socket->host, 0, sizeof(socket->host));
+	if (socket->by_bind)
+		memcpy(socket->host, socket->bound_host, sizeof(socket->host));
 	if (!socket->chosen)
 		socket->port = 0;
 	if (socket->port == 0)
@@ -331,6 +336,8 @@ static void kernel_addrform(struct socket *socket)
 		return;
 	memcpy(socket->host, socket->host + 12, 4);
 	memset(socket->host + 4, 0, 12);
+	memcpy(socket->bound_host, socket->bound_host + 12, 4);
+	memset(socket->bound_host + 4, 0, 12);
 	socket->af = AF_INET;
 }
 
@@ -408,6 +415,9 @@ static void meddle(void)
 		kernel_addrform(socket);
 		break;
 	case 5:
+		/* In the very moment: the README says that this gets past. */
+		if (world.call && world.call->asked_lock && is_udp(socket))
+			socket->loose = true;
 		socket->locked = true;
 		break;
 	case 6:
@@ -531,6 +541,7 @@ int __wrap_getsockopt(int fd, int level, int name, void *value,
 			break;
 		case SO_LOCK_FILTER:
 			found = socket->locked;
+			world.call->asked_lock = true;
 			break;
 		case SO_ACCEPTCONN:
 			found = socket->listening;
@@ -574,6 +585,7 @@ int __wrap_listen(int fd, int backlog)
 	struct socket *socket = socket_of(fd);
 
 	MUST(backlog == world.call->backlog);
+	MUST(!world.call->unsure);
 	return failing(kernel_listen(socket));
 }
 
@@ -608,6 +620,7 @@ int psc_privilege_bind(int fd, const union psc_sockaddr *address,
 	int error;
 
 	MUST(fd == request->copy_fd);
+	MUST(!call->unsure);
 	MUST(length <= sizeof(*address));
 	if (call->meaning == PSC_CALL_BIND && !moves &&
 	    socket->thing == INTERNET) {
@@ -647,6 +660,7 @@ int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
 		return -EBADF;
 	if (next == COPIES_MAX)
 		return -EMFILE;
+	world.call->unsure = true;
 	world.copies[next].socket = world.table[fd];
 	world.copies[next].owner = world.call;
 	world.copies[next].open = true;
@@ -663,6 +677,7 @@ ssize_t psc_callers_read(int32_t tid, uint64_t address, void *ret_bytes,
 
 	MUST(tid == (int32_t)call->notif.pid);
 	MUST(length > 0 && length <= 128);
+	call->unsure = true;
 	meddle();
 	switch (fuzz_u8(&world.input)) {
 	case 1:
@@ -705,6 +720,7 @@ int psc_listener_id_valid(int listener_fd, uint64_t id)
 	MUST(listener_fd == world.source.fd);
 	MUST(id == world.call->notif.id);
 	meddle();
+	world.call->unsure = false;
 	if (!world.call->interrupted)
 		return 0;
 	world.call->saw_gone = true;
