@@ -170,10 +170,12 @@ describe(const struct psc_request *request)
 void psc_binding_interrupted(const struct psc_request *request,
 			     struct psc_memory *memory)
 {
-	const struct psc_memory_interrupted bind = describe(request);
+	struct psc_memory_interrupted bind;
 
-	if (request->made)
-		psc_memory_interrupt(memory, &bind);
+	if (!request->made)
+		return; /* then there may be no address either */
+	bind = describe(request);
+	psc_memory_interrupt(memory, &bind);
 }
 
 /*

@@ -101,15 +101,18 @@ opened:
 
 static int copy_from(const struct psc_caller_handle *handle, int fd)
 {
-	if (handle->through_leader) {
+	int copy_fd = psc_kernel_pidfd_getfd(handle->pidfd, fd);
+
+	if (copy_fd >= 0 && handle->through_leader) {
+		/* After the copy: tables part, but never become one again. */
 		int differs = psc_kernel_kcmp_files(handle->pid, handle->tid);
 
-		if (differs < 0)
-			return differs;
-		if (differs > 0)
-			return -EXDEV;
+		if (differs == 0)
+			return copy_fd;
+		close(copy_fd);
+		return differs < 0 ? differs : -EXDEV;
 	}
-	return psc_kernel_pidfd_getfd(handle->pidfd, fd);
+	return copy_fd;
 }
 
 static struct psc_caller_handle *handle_of(struct psc_callers *callers,
@@ -118,7 +121,7 @@ static struct psc_caller_handle *handle_of(struct psc_callers *callers,
 	return &callers->kept[(uint32_t)tid % PSC_CALLERS_KEPT];
 }
 
-int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
+static int copy_fd_once(struct psc_callers *callers, int32_t tid, int fd)
 {
 	struct psc_caller_handle *handle = handle_of(callers, tid);
 	int result;
@@ -139,6 +142,18 @@ int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
 	}
 	handle->tid = tid;
 	return copy_from(handle, fd);
+}
+
+int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
+{
+	int result = copy_fd_once(callers, tid, fd);
+
+	if (result == -EMFILE || result == -ENFILE) {
+		/* What we keep for speed may be what is missing. */
+		psc_callers_close(callers);
+		result = copy_fd_once(callers, tid, fd);
+	}
+	return result;
 }
 
 /* The name, from a descriptor that was opened for this very thread. */

@@ -12,17 +12,19 @@ struct arch_calls {
 	int listen;
 	int bind;
 	int socketcall; /* -1 where there is none */
+	int seccomp;
+	int prlimit64;
 	bool has_x32;
 };
 
 static const struct arch_calls x86_64_calls = {
-	AUDIT_ARCH_X86_64, 50, 49, -1, true};
+	AUDIT_ARCH_X86_64, 50, 49, -1, 317, 302, true};
 static const struct arch_calls i386_calls = {
-	AUDIT_ARCH_I386, 363, 361, 102, false};
+	AUDIT_ARCH_I386, 363, 361, 102, 354, 340, false};
 static const struct arch_calls aarch64_calls = {
-	AUDIT_ARCH_AARCH64, 201, 200, -1, false};
+	AUDIT_ARCH_AARCH64, 201, 200, -1, 277, 261, false};
 static const struct arch_calls arm_calls = {
-	AUDIT_ARCH_ARM, 284, 282, -1, false};
+	AUDIT_ARCH_ARM, 284, 282, -1, 383, 369, false};
 
 /* io_uring_setup, _enter, _register: the same numbers on every architecture. */
 enum { IO_URING_FIRST = 425, IO_URING_LAST = 427 };
@@ -56,6 +58,12 @@ static void emit_load(struct builder *builder, size_t offset)
 	emit(builder, BPF_LD | BPF_W | BPF_ABS, (uint32_t)offset);
 }
 
+/* The low half of an argument: the kernel takes an int, little-endian. */
+static void emit_load_int(struct builder *builder, int argument)
+{
+	emit_load(builder, offsetof(struct seccomp_data, args[argument]));
+}
+
 static void emit_return(struct builder *builder, uint32_t action)
 {
 	emit(builder, BPF_RET | BPF_K, action);
@@ -67,6 +75,55 @@ static void emit_return_if(struct builder *builder, uint16_t comparison,
 {
 	emit(builder, BPF_JMP | comparison | BPF_K, value)->jf = 1;
 	emit_return(builder, action);
+}
+
+/*
+ * Begin what is done only for one call number. emit_end() ends it, with ALLOW:
+ * the accumulator does not hold `nr` any more.
+ */
+static unsigned int emit_only_for(struct builder *builder, int nr)
+{
+	emit(builder, BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)nr);
+	return builder->length;
+}
+
+static void emit_end(struct builder *builder, unsigned int start)
+{
+	emit_return(builder, SECCOMP_RET_ALLOW);
+	builder->program[start - 1].jf = (uint8_t)(builder->length - start);
+}
+
+/* seccomp(SECCOMP_SET_MODE_FILTER, flags with NEW_LISTENER): EBUSY. */
+static void emit_no_listener(struct builder *builder,
+			     const struct arch_calls *calls)
+{
+	unsigned int start = emit_only_for(builder, calls->seccomp);
+
+	emit_load_int(builder, 0);
+	emit(builder, BPF_JMP | BPF_JEQ | BPF_K, SECCOMP_SET_MODE_FILTER)->jf =
+		3;
+	emit_load_int(builder, 1);
+	emit_return_if(builder, BPF_JSET, SECCOMP_FILTER_FLAG_NEW_LISTENER,
+		       SECCOMP_RET_ERRNO | EBUSY);
+	emit_end(builder, start);
+}
+
+/* prlimit64(pid, ..., new limits): EPERM, but for pid 0, the caller itself. */
+static void emit_no_prlimit(struct builder *builder,
+			    const struct arch_calls *calls)
+{
+	unsigned int start = emit_only_for(builder, calls->prlimit64);
+
+	emit_load_int(builder, 0);
+	emit(builder, BPF_JMP | BPF_JEQ | BPF_K, 0)->jt = 5;
+	/* A pointer: either half. The high one is 0 in 32-bit programs. */
+	emit_load_int(builder, 2);
+	emit(builder, BPF_JMP | BPF_JEQ | BPF_K, 0)->jf = 2;
+	emit_load(builder, offsetof(struct seccomp_data, args[2]) +
+				   sizeof(uint32_t));
+	emit(builder, BPF_JMP | BPF_JEQ | BPF_K, 0)->jt = 1;
+	emit_return(builder, SECCOMP_RET_ERRNO | EPERM);
+	emit_end(builder, start);
 }
 
 /* The accumulator holds `nr`; falls through for calls that are not named. */
@@ -84,22 +141,21 @@ static void emit_calls(struct builder *builder, const struct arch_calls *calls,
 		for (uint32_t nr = IO_URING_FIRST; nr <= IO_URING_LAST; nr++)
 			emit_return_if(builder, BPF_JEQ, nr, NO_SUCH_CALL);
 	if (calls->socketcall >= 0) {
-		struct sock_filter *other;
-		unsigned int start;
+		unsigned int start = emit_only_for(builder, calls->socketcall);
 
-		other = emit(builder, BPF_JMP | BPF_JEQ | BPF_K,
-			     (uint32_t)calls->socketcall);
-		start = builder->length;
-		/* The kernel takes an int: the low half, little-endian. */
-		emit_load(builder, offsetof(struct seccomp_data, args[0]));
+		emit_load_int(builder, 0);
 		if (need->listen)
 			emit_return_if(builder, BPF_JEQ, SOCKETCALL_LISTEN,
 				       NOTIFY);
 		if (need->bind)
 			emit_return_if(builder, BPF_JEQ, SOCKETCALL_BIND,
 				       NOTIFY);
-		other->jf = (uint8_t)(builder->length - start);
+		emit_end(builder, start);
 	}
+	if (need->no_listener)
+		emit_no_listener(builder, calls);
+	if (need->no_prlimit)
+		emit_no_prlimit(builder, calls);
 	emit_return(builder, SECCOMP_RET_ALLOW);
 }
 

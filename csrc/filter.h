@@ -4,8 +4,8 @@
  * BPF program. Nothing here calls the system.
  *
  * For each architecture that can make calls on this kernel the program
- * compares `arch`, then `nr`, and looks at an argument only for i386's
- * socketcall. Calls that are not named end in ALLOW by number alone, which
+ * compares `arch`, then `nr`, and looks at arguments only for the few calls
+ * that have innocent uses too. Calls that are not named end in ALLOW by number alone, which
  * the kernel (5.11) keeps in a bitmap and so makes almost free.
  */
 #ifndef PSC_FILTER_H
@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 /** The most instructions that a built filter has. */
-#define PSC_FILTER_MAX 48
+#define PSC_FILTER_MAX 80
 
 /** Which call of the guarded tree a notification stands for. */
 enum psc_call {
@@ -31,11 +31,18 @@ enum psc_call {
  * @listen: hand `listen` to the supervisor
  * @bind: hand `bind` to the supervisor
  * @no_io_uring: fail io_uring with ENOSYS: rings open ports without `listen`
+ * @no_listener: fail with EBUSY a filter that wants a listener of its own. The
+ *   kernel does so only while ours is open: one that is made later, when we
+ *   are closed or dead, would answer in our place
+ * @no_prlimit: fail with EPERM to set another process's limits: the supervisor
+ *   could be starved of descriptors, or killed by RLIMIT_CPU
  */
 struct psc_filter_need {
 	bool listen;
 	bool bind;
 	bool no_io_uring;
+	bool no_listener;
+	bool no_prlimit;
 };
 
 /**

@@ -170,7 +170,10 @@ static uint64_t capabilities_over(int32_t tid, int netns_fd, sa_family_t af)
 	return is_above ? capabilities_of(tid) & mask : 0;
 }
 
-static bool in_our_netns(int fd)
+enum netns { NETNS_OURS, NETNS_FOREIGN, NETNS_UNKNOWN };
+
+/* Whose network namespace a socket is in; unknown before Linux 5.14. */
+static enum netns netns_of(int fd)
 {
 	static _Thread_local uint64_t ours;
 	uint64_t cookie = 0;
@@ -186,12 +189,15 @@ static bool in_our_netns(int fd)
 		}
 	}
 	length = sizeof(cookie);
-	return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) ==
-		       0 &&
-	       cookie == ours;
+	if (getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) < 0)
+		return NETNS_UNKNOWN;
+	return cookie == ours ? NETNS_OURS : NETNS_FOREIGN;
 }
 
-/* The first port of a network namespace that everybody may bind. */
+/*
+ * The first port of a network namespace that everybody may bind. Where it
+ * can't be read, none; where we may not go there to read it, the usual one.
+ */
 static uint32_t threshold_of(int netns_fd)
 {
 	uint32_t threshold = USUAL_THRESHOLD;
@@ -199,10 +205,11 @@ static uint32_t threshold_of(int netns_fd)
 	int own_fd = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
 
 	if (own_fd < 0)
-		return threshold;
+		return UINT32_MAX;
 	/* Of this thread only. */
 	set_effective(BIT(CAP_SYS_ADMIN), true);
 	if (setns(netns_fd, CLONE_NEWNET) == 0) {
+		threshold = UINT32_MAX;
 		if (read_file("/proc/sys/net/ipv4/ip_unprivileged_port_start",
 			      text, sizeof(text)) == 0)
 			threshold = (uint32_t)strtoul(text, NULL, 10);
@@ -236,7 +243,8 @@ int psc_privilege_bind(int fd, const union psc_sockaddr *address,
 		       socklen_t length, uint32_t port,
 		       const struct psc_request *request)
 {
-	const bool foreign = port != 0 && !in_our_netns(fd);
+	const enum netns netns = port != 0 ? netns_of(fd) : NETNS_OURS;
+	const bool foreign = netns != NETNS_OURS;
 	const sa_family_t af = address->generic.sa_family == AF_UNSPEC
 				       ? AF_INET
 				       : address->generic.sa_family;
@@ -250,8 +258,18 @@ int psc_privilege_bind(int fd, const union psc_sockaddr *address,
 	}
 
 	netns_fd = open_netns(fd);
-	if (netns_fd < 0) /* not ours to know: we have no right there either */
-		return foreign ? bind_raw(fd, address, length) : result;
+	if (netns_fd < 0) {
+		if (!foreign)
+			return result;
+		/*
+		 * We may have a right there that no capability laid down takes
+		 * away, by owning its user namespace; not if that is why we may
+		 * not know it.
+		 */
+		if (netns == NETNS_FOREIGN || netns_fd != -EPERM)
+			return -EACCES;
+		return bind_raw(fd, address, length);
+	}
 	capabilities = capabilities_over(request->event.tid, netns_fd, af);
 	/* Until here its number may have passed to one that has more rights. */
 	if (psc_listener_id_valid(request->source->fd, request->id) < 0)

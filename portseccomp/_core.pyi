@@ -111,6 +111,8 @@ class Supervisor:
         listen: bool,
         bind: bool,
         no_io_uring: bool,
+        no_listener: bool,
+        no_prlimit: bool,
         wanted: int,
     ) -> int: ...
     def run(

@@ -340,7 +340,7 @@ cdef class Supervisor:
 
     def install(
         self, Table table not None, *, bint listen, bint bind, bint no_io_uring,
-        unsigned int wanted,
+        bint no_listener, bint no_prlimit, unsigned int wanted,
     ):
         """Put the filter on the calling thread, for good, and serve its listener.
 
@@ -353,6 +353,8 @@ cdef class Supervisor:
         need.listen = listen
         need.bind = bind
         need.no_io_uring = no_io_uring
+        need.no_listener = no_listener
+        need.no_prlimit = no_prlimit
         if table not in self.tables:
             self.tables.append(table)
         with nogil:

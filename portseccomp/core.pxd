@@ -11,6 +11,8 @@ cdef extern from "filter.h" nogil:
         c_bool listen
         c_bool bind
         c_bool no_io_uring
+        c_bool no_listener
+        c_bool no_prlimit
 
 cdef extern from "listener.h" nogil:
     enum: PSC_LISTENER_WAIT_KILLABLE

@@ -120,6 +120,8 @@ class Launcher:
                 listen=True,
                 bind=bind,
                 no_io_uring=table.can_deny,
+                no_listener=table.can_deny,
+                no_prlimit=confine,
                 wanted=_core.WAIT_KILLABLE | _core.SYNC_WAKE_UP,
             )
 

@@ -9,6 +9,7 @@
 #include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -26,7 +27,15 @@
 #define AUDIT_ARCH_LOONGARCH64 (258 | __AUDIT_ARCH_64BIT | __AUDIT_ARCH_LE)
 #endif
 
-enum meaning { NOTHING_OF_OURS, LISTEN, BIND, IO_URING, SOCKETCALL };
+enum meaning {
+	NOTHING_OF_OURS,
+	LISTEN,
+	BIND,
+	IO_URING,
+	SOCKETCALL,
+	SECCOMP,
+	PRLIMIT,
+};
 
 /* From the kernel's syscall.tbl files and linux/net.h. */
 static const struct {
@@ -36,22 +45,30 @@ static const struct {
 } meanings[] = {
 	{AUDIT_ARCH_X86_64, 49, BIND},
 	{AUDIT_ARCH_X86_64, 50, LISTEN},
+	{AUDIT_ARCH_X86_64, 302, PRLIMIT},
+	{AUDIT_ARCH_X86_64, 317, SECCOMP},
 	{AUDIT_ARCH_X86_64, 425, IO_URING},
 	{AUDIT_ARCH_X86_64, 426, IO_URING},
 	{AUDIT_ARCH_X86_64, 427, IO_URING},
 	{AUDIT_ARCH_I386, 102, SOCKETCALL},
 	{AUDIT_ARCH_I386, 361, BIND},
 	{AUDIT_ARCH_I386, 363, LISTEN},
+	{AUDIT_ARCH_I386, 340, PRLIMIT},
+	{AUDIT_ARCH_I386, 354, SECCOMP},
 	{AUDIT_ARCH_I386, 425, IO_URING},
 	{AUDIT_ARCH_I386, 426, IO_URING},
 	{AUDIT_ARCH_I386, 427, IO_URING},
 	{AUDIT_ARCH_AARCH64, 200, BIND},
 	{AUDIT_ARCH_AARCH64, 201, LISTEN},
+	{AUDIT_ARCH_AARCH64, 261, PRLIMIT},
+	{AUDIT_ARCH_AARCH64, 277, SECCOMP},
 	{AUDIT_ARCH_AARCH64, 425, IO_URING},
 	{AUDIT_ARCH_AARCH64, 426, IO_URING},
 	{AUDIT_ARCH_AARCH64, 427, IO_URING},
 	{AUDIT_ARCH_ARM, 282, BIND},
 	{AUDIT_ARCH_ARM, 284, LISTEN},
+	{AUDIT_ARCH_ARM, 369, PRLIMIT},
+	{AUDIT_ARCH_ARM, 383, SECCOMP},
 	{AUDIT_ARCH_ARM, 425, IO_URING},
 	{AUDIT_ARCH_ARM, 426, IO_URING},
 	{AUDIT_ARCH_ARM, 427, IO_URING},
@@ -114,6 +131,18 @@ static uint32_t wanted_action(uint32_t kernel, uint32_t compat,
 		return intercept_if(need->bind);
 	case IO_URING:
 		return need->no_io_uring ? no_such_call : SECCOMP_RET_ALLOW;
+	case SECCOMP:
+		/* SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER */
+		return need->no_listener && (uint32_t)data->args[0] == 1 &&
+				       data->args[1] & 8
+			       ? SECCOMP_RET_ERRNO | EBUSY
+			       : SECCOMP_RET_ALLOW;
+	case PRLIMIT:
+		/* Of another process, and not only to read. */
+		return need->no_prlimit && (uint32_t)data->args[0] != 0 &&
+				       data->args[2] != 0
+			       ? SECCOMP_RET_ERRNO | EPERM
+			       : SECCOMP_RET_ALLOW;
 	case SOCKETCALL:
 		/* The kernel reads an int: SYS_BIND is 2, SYS_LISTEN 4. */
 		switch (data->args[0] & 0xffffffff) {
@@ -131,9 +160,14 @@ static uint32_t wanted_action(uint32_t kernel, uint32_t compat,
 
 static struct psc_filter_need need_of(unsigned int bits)
 {
-	return (struct psc_filter_need){
-		.listen = bits & 1, .bind = bits & 2, .no_io_uring = bits & 4};
+	return (struct psc_filter_need){.listen = bits & 1,
+					.bind = bits & 2,
+					.no_io_uring = bits & 4,
+					.no_listener = bits & 8,
+					.no_prlimit = bits & 16};
 }
+
+#define NEEDS 32
 
 /* Every number that a call can have here; false at the end. */
 static bool next_number(uint32_t step, int *ret_nr)
@@ -154,33 +188,61 @@ static bool next_number(uint32_t step, int *ret_nr)
 
 static const uint64_t high_halves[] = {0, 1ull << 32, 0xffffffffull << 32};
 
-/* One program, one call: every first argument. */
+/* Whether it takes more than the number to judge a call. */
+static bool is_judged_by_arguments(enum meaning meaning,
+				   const struct psc_filter_need *need)
+{
+	return meaning == SOCKETCALL ||
+	       (meaning == SECCOMP && need->no_listener) ||
+	       (meaning == PRLIMIT && need->no_prlimit);
+}
+
+static void check_action(const struct sock_filter *program, uint32_t kernel,
+			 uint32_t compat, const struct psc_filter_need *need,
+			 const struct seccomp_data *data, enum meaning meaning)
+{
+	bool reads_args;
+	const uint32_t got = bpf_run(program, data, &reads_args);
+	const uint32_t wanted =
+		wanted_action(kernel, compat, need, data, meaning);
+
+	if (got != wanted)
+		FAIL("kernel %#x need %d%d%d%d%d arch %#x nr %d "
+		     "args %#llx %#llx %#llx: %#x, not %#x",
+		     kernel, need->listen, need->bind, need->no_io_uring,
+		     need->no_listener, need->no_prlimit, data->arch, data->nr,
+		     (unsigned long long)data->args[0],
+		     (unsigned long long)data->args[1],
+		     (unsigned long long)data->args[2], got, wanted);
+	if (reads_args && !is_judged_by_arguments(meaning, need))
+		FAIL("arch %#x nr %d: an argument is read", data->arch,
+		     data->nr);
+}
+
+/* One program, one call: every first argument, and others where they matter. */
 static void check_call(const struct sock_filter *program, uint32_t kernel,
 		       uint32_t compat, const struct psc_filter_need *need,
 		       uint32_t arch, int nr)
 {
+	static const uint64_t others[] = {
+		0, 1, 8, 7, 9, 0x28, 0xfffffff7, 1ull << 32, 8ull << 32,
+		0x7ffe00000000, 0x7ffe12345678, UINT64_MAX};
 	const enum meaning meaning = meaning_of(arch, (uint32_t)nr);
 	struct seccomp_data data = {.arch = arch, .nr = nr};
 
 	for (uint64_t low = 0; low <= 20; low++) {
 		for (size_t high = 0; high < COUNT_OF(high_halves); high++) {
-			uint32_t got, wanted;
-			bool reads_args;
-
 			data.args[0] = high_halves[high] | low;
-			got = bpf_run(program, &data, &reads_args);
-			wanted = wanted_action(kernel, compat, need, &data,
-					       meaning);
-			if (got != wanted)
-				FAIL("kernel %#x need %d%d%d arch %#x nr %d "
-				     "arg %#llx: %#x, not %#x",
-				     kernel, need->listen, need->bind,
-				     need->no_io_uring, arch, nr,
-				     (unsigned long long)data.args[0], got,
-				     wanted);
-			if (reads_args && meaning != SOCKETCALL)
-				FAIL("arch %#x nr %d: an argument is read",
-				     arch, nr);
+			if (meaning != SECCOMP && meaning != PRLIMIT) {
+				check_action(program, kernel, compat, need,
+					     &data, meaning);
+				continue;
+			}
+			for (size_t i = 0; i < COUNT_OF(others); i++) {
+				data.args[1] = data.args[2] = others[i];
+				check_action(program, kernel, compat, need,
+					     &data, meaning);
+			}
 		}
 	}
 }
@@ -188,7 +250,7 @@ static void check_call(const struct sock_filter *program, uint32_t kernel,
 static void test_every_call(void)
 {
 	for (size_t k = 0; k < COUNT_OF(kernels); k++) {
-		for (unsigned int bits = 0; bits < 8; bits++) {
+		for (unsigned int bits = 0; bits < NEEDS; bits++) {
 			const struct psc_filter_need need = need_of(bits);
 			struct sock_filter program[PSC_FILTER_MAX];
 			const char *problem;
@@ -253,7 +315,7 @@ static void test_every_notification(void)
 
 static void test_unknown_architecture(void)
 {
-	const struct psc_filter_need need = need_of(7);
+	const struct psc_filter_need need = need_of(NEEDS - 1);
 	struct sock_filter program[PSC_FILTER_MAX];
 
 	for (size_t a = 0; a < COUNT_OF(arches); a++)
@@ -274,7 +336,7 @@ static void test_own_architecture(void)
 
 	CHECK_INT(meaning_of(own, __NR_listen), LISTEN);
 	CHECK_INT(meaning_of(own, __NR_bind), BIND);
-	for (unsigned int bits = 0; bits < 8; bits++) {
+	for (unsigned int bits = 0; bits < NEEDS; bits++) {
 		const struct psc_filter_need need = need_of(bits);
 		struct sock_filter here[PSC_FILTER_MAX], there[PSC_FILTER_MAX];
 		int length = psc_filter_build(&need, here);
@@ -305,7 +367,10 @@ static int try_installed(const struct psc_filter_need *need)
 	int listener_fd, socket_fd;
 	unsigned int features;
 	enum psc_install_stage stage;
+	struct rlimit limit;
 
+	if (getrlimit(RLIMIT_CORE, &limit) < 0)
+		return __LINE__;
 	socket_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (socket_fd < 0)
 		return __LINE__;
@@ -318,6 +383,17 @@ static int try_installed(const struct psc_filter_need *need)
 	    stage != PSC_INSTALL_SECCOMP)
 		return __LINE__;
 	close(listener_fd);
+	/* A listener of the target's own would answer in the place of ours. */
+	if (psc_listener_install(need, 0, &features, &stage) !=
+	    (need->no_listener ? -EBUSY : listener_fd))
+		return __LINE__;
+	if (!need->no_listener)
+		close(listener_fd);
+	if (errno_of(prlimit(getppid(), RLIMIT_CORE, &limit, NULL)) !=
+		    (need->no_prlimit ? EPERM : 0) ||
+	    prlimit(getppid(), RLIMIT_CORE, NULL, &limit) < 0 ||
+	    prlimit(0, RLIMIT_CORE, &limit, NULL) < 0)
+		return __LINE__;
 
 	if (errno_of(bind(socket_fd, (struct sockaddr *)&address,
 			  sizeof(address))) != (need->bind ? ENOSYS : 0))
@@ -336,7 +412,7 @@ static int try_installed(const struct psc_filter_need *need)
 
 static void test_kernel_agrees(void)
 {
-	for (unsigned int bits = 0; bits < 8; bits++) {
+	for (unsigned int bits = 0; bits < NEEDS; bits++) {
 		const struct psc_filter_need need = need_of(bits);
 		int status, line = 0, ends[2];
 		pid_t child;

@@ -12,25 +12,41 @@
 #include "fuzz.h"
 
 /* What the calls are, as the kernel's tables have them. */
-enum call_kind { OTHER_CALL, LISTEN_CALL, BIND_CALL, RING_CALL, MULTIPLEXED };
+enum call_kind {
+	OTHER_CALL,
+	LISTEN_CALL,
+	BIND_CALL,
+	RING_CALL,
+	MULTIPLEXED,
+	SECCOMP_CALL,
+	PRLIMIT_CALL,
+};
 
 static enum call_kind kind_of(uint32_t arch, uint32_t nr)
 {
-	uint32_t listen, bind, multiplexer = 0xffffffff;
+	uint32_t listen, bind, seccomp, prlimit, multiplexer = 0xffffffff;
 
 	if (arch == AUDIT_ARCH_X86_64) {
 		bind = 49;
 		listen = 50;
+		seccomp = 317;
+		prlimit = 302;
 	} else if (arch == AUDIT_ARCH_I386) {
 		bind = 361;
 		listen = 363;
+		seccomp = 354;
+		prlimit = 340;
 		multiplexer = 102;
 	} else if (arch == AUDIT_ARCH_AARCH64) {
 		bind = 200;
 		listen = 201;
+		seccomp = 277;
+		prlimit = 261;
 	} else if (arch == AUDIT_ARCH_ARM) {
 		bind = 282;
 		listen = 284;
+		seccomp = 383;
+		prlimit = 369;
 	} else {
 		return OTHER_CALL;
 	}
@@ -40,6 +56,10 @@ static enum call_kind kind_of(uint32_t arch, uint32_t nr)
 		return BIND_CALL;
 	if (nr == multiplexer && multiplexer != 0xffffffff)
 		return MULTIPLEXED;
+	if (nr == seccomp)
+		return SECCOMP_CALL;
+	if (nr == prlimit)
+		return PRLIMIT_CALL;
 	return nr >= 425 && nr <= 427 ? RING_CALL : OTHER_CALL;
 }
 
@@ -87,6 +107,12 @@ static uint32_t action_of(uint32_t kernel, const struct psc_filter_need *need,
 	if (kind_of(data->arch, (uint32_t)data->nr) == RING_CALL &&
 	    need->no_io_uring)
 		return no_such_call;
+	if (kind_of(data->arch, (uint32_t)data->nr) == SECCOMP_CALL &&
+	    need->no_listener && (int)data->args[0] == 1 && data->args[1] & 8)
+		return SECCOMP_RET_ERRNO | EBUSY;
+	if (kind_of(data->arch, (uint32_t)data->nr) == PRLIMIT_CALL &&
+	    need->no_prlimit && (int)data->args[0] != 0 && data->args[2] != 0)
+		return SECCOMP_RET_ERRNO | EPERM;
 	return SECCOMP_RET_ALLOW;
 }
 
@@ -106,8 +132,9 @@ static uint32_t take_arch(struct fuzz_input *input)
 
 static int take_number(struct fuzz_input *input)
 {
-	static const uint16_t known[] = {49,  50,  102, 200, 201, 282,
-					 284, 361, 363, 425, 426, 427};
+	static const uint16_t known[] = {49,  50,  102, 200, 201, 261, 277,
+					 282, 284, 302, 317, 340, 354, 361,
+					 363, 369, 383, 425, 426, 427};
 	uint32_t nr;
 
 	switch (fuzz_below(input, 6)) {
@@ -145,6 +172,7 @@ static void take_call(struct fuzz_input *input, struct seccomp_data *data)
 	}
 	data->instruction_pointer = fuzz_u8(input);
 	data->args[1] = fuzz_u8(input);
+	data->args[2] = (uint64_t)(fuzz_u8(input) & 1) << fuzz_below(input, 64);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
@@ -154,7 +182,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
 	const struct sock_filter untouched = {0xa5a5, 0xa5, 0xa5, 0xa5a5a5a5};
 	const unsigned int bits = fuzz_u8(&input);
 	const struct psc_filter_need need = {
-		.listen = bits & 1, .bind = bits & 2, .no_io_uring = bits & 4};
+		.listen = bits & 1,
+		.bind = bits & 2,
+		.no_io_uring = bits & 4,
+		.no_listener = bits & 8,
+		.no_prlimit = bits & 16,
+	};
 	const uint32_t kernel =
 		bits & 64   ? fuzz_u32(&input)
 		: bits & 32 ? AUDIT_ARCH_AARCH64
