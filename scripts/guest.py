@@ -279,7 +279,8 @@ while read -r module; do
 	insmod "/modules/$module.ko" || echo "could not load $module"
 done </modules/order
 ninep() { # tag, where, options
-	mount -t 9p -o "$3,trans=virtio,version=9p2000.L,msize=512000" "$1" "$2"
+	options="$3,trans=virtio,version=9p2000.L,msize=512000"
+	mount -t 9p -o "$options" "$1" "$2" || poweroff -f
 }
 share() { # tag, where
 	mkdir -p "/lower/$1" "/upper/$1" "$2"
@@ -298,25 +299,34 @@ mount -t devpts -o ptmxmode=666 none /root/dev/pts
 mount -t tmpfs -o mode=1777 none /root/dev/shm
 mount -t tmpfs -o mode=755 none /root/run
 ln -sf /proc/self/fd /root/dev/fd
-if [ -e /out ]; then
+if [ -e /writable ]; then
 	mkdir /root/run/out
 	ninep out /root/run/out rw,cache=none
 fi
 ifconfig lo 127.0.0.1 up
+cp /job /root/run/job
+mkdir /root/run/guest
+cp -r /bin /stage /root/run/guest
+[ -e /terminal ] && touch /root/run/guest/terminal
+# Not chroot: a process that is in one may make no user namespace.
+exec switch_root -c /dev/console /root /run/guest/bin/busybox sh /run/guest/stage
+"""
+
+# What the first process does when the root is there.
+STAGE = """export PATH=/run/guest/bin
 ulimit -Hn 524288
 ulimit -Sn 1024
-cp /job /root/run/job
 echo "@START@"
-if [ -e /terminal ]; then
-	setsid cttyhack chroot /root /bin/sh /run/job
+if [ -e /run/guest/terminal ]; then
+	setsid cttyhack /bin/sh /run/job
 	echo "@MARK@ $?"
 else
 	# Through a pipe: programs treat a terminal differently.
-	mkfifo /pipe
+	mkfifo /run/guest/pipe
 	stty -onlcr
-	cat </pipe &
-	exec 9>/pipe
-	chroot /root /bin/sh /run/job </dev/null >&9 2>&1 9>&-
+	cat </run/guest/pipe &
+	exec 9>/run/guest/pipe
+	/bin/sh /run/job </dev/null >&9 2>&1 9>&-
 	echo "@MARK@ $?" >&9
 	sleep 5 # for what is still in the pipe; QEMU is ended before
 fi
@@ -379,12 +389,13 @@ def initramfs(kernel: Kernel, job: Job) -> bytes:
         "modules": (DIRECTORY, b""),
         "bin/busybox": (PROGRAM, busybox),
         "init": (PROGRAM, INIT.encode()),
+        "stage": (PROGRAM, STAGE.encode()),
         "shares": (TEXT, "".join(shares).encode()),
         "job": (TEXT, job.script.encode()),
         "modules/order": (TEXT, "".join(f"{one}\n" for one in modules).encode()),
     }
     if job.out:
-        files["out"] = (TEXT, b"")
+        files["writable"] = (TEXT, b"")
     if job.terminal:
         files["terminal"] = (TEXT, b"")
     for name, data in modules.items():
