@@ -122,7 +122,7 @@ int psc_binding_judge(struct psc_request *request, int32_t tid,
 	decision = psc_rules_decide(policy, asked);
 	if (psc_endpoint_is_udp(asked)) {
 		request->decision = decision;
-		request->quiet = false;
+		request->quiet = policy->quiet_binds;
 	} else if (psc_endpoint_is_tcp(asked) &&
 		   decision.verdict == PSC_VERDICT_MOVE) {
 		request->decision = decision;
@@ -188,6 +188,10 @@ static void remember(struct psc_request *request, struct psc_memory *memory,
 	const struct psc_endpoint *asked = &request->event.requested;
 	enum psc_memory_kind kind = PSC_MEMORY_CHOSEN;
 
+	if (!request->event.cookie ||
+	    (port && asked->port && port != asked->port &&
+	     request->decision.verdict != PSC_VERDICT_MOVE))
+		return; /* a BPF program of the target's chose for itself */
 	if (request->decision.verdict == PSC_VERDICT_MOVE)
 		kind = PSC_MEMORY_MOVED;
 	else if (asked->port == PSC_PORT_EPHEMERAL)
@@ -236,7 +240,9 @@ static bool judged_place(const struct psc_endpoint *actual,
 	struct psc_endpoint same = *judged;
 
 	same.dual_stack = actual->dual_stack && judged->dual_stack;
-	return psc_endpoint_same_place(actual, &same);
+	return psc_endpoint_same_place(actual, &same) &&
+	       (judged->port == PSC_PORT_EPHEMERAL ||
+		actual->port == judged->port);
 }
 
 int psc_binding_act(struct psc_request *request, struct psc_memory *memory)

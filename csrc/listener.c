@@ -74,6 +74,8 @@ int psc_listener_install(const struct psc_filter_need *need,
 	if (listener_fd < 0)
 		return listener_fd;
 
+	if (need->bind)
+		*ret_features |= PSC_LISTENER_SEES_BINDS;
 	/* By value: a pointer is EINVAL, and nobody notices. */
 	if (wanted & PSC_LISTENER_SYNC_WAKE_UP &&
 	    ioctl(listener_fd, SECCOMP_IOCTL_NOTIF_SET_FLAGS,

@@ -18,6 +18,8 @@ enum psc_listener_feature {
 	PSC_LISTENER_WAIT_KILLABLE = 1 << 0,
 	/* The caller is woken on the supervisor's CPU, at once (6.6). */
 	PSC_LISTENER_SYNC_WAKE_UP = 1 << 1,
+	/* Not the kernel's: `bind` is intercepted, as was asked for. */
+	PSC_LISTENER_SEES_BINDS = 1 << 2,
 };
 
 /** Where an installation failed. */

@@ -8,12 +8,56 @@
 #include "privilege.h"
 #include "socket.h"
 
+/* Where the socket was bound, whatever it calls itself now. */
+static void take_known_place(struct psc_request *request,
+			     const struct psc_memory_entry *known)
+{
+	struct psc_endpoint *bound = &request->bound;
+
+	bound->family = known->family;
+	memcpy(bound->address, known->address, sizeof(bound->address));
+	bound->dual_stack = bound->family == PSC_FAMILY_IPV6 &&
+			    psc_endpoint_is_wildcard(bound) &&
+			    psc_socket_is_open_on_ipv4(request->copy_fd);
+}
+
+/*
+ * The socket got its port where nobody saw it: connect gave it one, its bind
+ * has been forgotten, or it comes from outside. It may be ephemeral, and open
+ * to everybody once its connection is gone: the strictest verdict holds.
+ */
+static void judge_unknown(struct psc_request *request)
+{
+	const struct psc_policy *policy = request->source->policy;
+	struct psc_endpoint place = request->event.requested;
+
+	for (int i = 0; i < 3; i++) {
+		struct psc_decision other;
+
+		if (i == 1) {
+			memset(place.address, 0, sizeof(place.address));
+			place.family = place.af == AF_INET ? PSC_FAMILY_IPV4
+							   : PSC_FAMILY_IPV6;
+			place.dual_stack =
+				place.family == PSC_FAMILY_IPV6 &&
+				psc_socket_is_open_on_ipv4(request->copy_fd);
+		} else if (i == 2) {
+			place.port = PSC_PORT_EPHEMERAL;
+		}
+		other = psc_rules_decide(policy, &place);
+		if (i == 0 || other.verdict > request->decision.verdict)
+			request->decision = other;
+	}
+}
+
 void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 {
 	const struct psc_policy *policy = request->source->policy;
+	const bool strict = request->source->can_deny &&
+			    request->source->sees_binds &&
+			    psc_endpoint_is_tcp(&request->bound);
 	struct psc_endpoint *asked = &request->event.requested;
 	struct psc_memory_entry known;
-	bool certain;
 
 	*asked = request->bound;
 	if (!psc_endpoint_has_ports(asked) || asked->port == PSC_PORT_EPHEMERAL) {
@@ -21,9 +65,10 @@ void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 		return;
 	}
 
-	certain = psc_memory_find(memory, request->event.cookie, &known);
-	if (known.actual_port && known.actual_port != asked->port)
-		known.kind = PSC_MEMORY_CHOSEN;
+	psc_memory_find(memory, request->event.cookie, &known);
+	if (known.actual_port != asked->port &&
+	    (known.actual_port || known.kind != PSC_MEMORY_EPHEMERAL))
+		known.kind = PSC_MEMORY_NOTHING; /* not what was remembered */
 	switch (known.kind) {
 	case PSC_MEMORY_MOVED:
 		/* Judged once, at bind, by what it asked for. */
@@ -41,29 +86,58 @@ void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 		}
 		return;
 	case PSC_MEMORY_EPHEMERAL:
-		asked->port = PSC_PORT_EPHEMERAL;
+	case PSC_MEMORY_CHOSEN:
+		take_known_place(request, &known);
+		*asked = request->bound;
+		if (known.kind == PSC_MEMORY_EPHEMERAL)
+			asked->port = PSC_PORT_EPHEMERAL;
 		break;
 	default:
+		if (strict) {
+			judge_unknown(request);
+			return;
+		}
 		break;
 	}
-
 	request->decision = psc_rules_decide(policy, asked);
-	if (!certain && psc_endpoint_is_tcp(asked)) {
-		/* It may be ephemeral, and forgotten: the stricter holds. */
-		struct psc_endpoint ephemeral = *asked;
-		struct psc_decision other;
+}
 
-		ephemeral.port = PSC_PORT_EPHEMERAL;
-		other = psc_rules_decide(policy, &ephemeral);
-		if (other.verdict > request->decision.verdict)
-			request->decision = other;
-	}
+void psc_listening_trust(int fd, struct psc_memory *memory)
+{
+	struct psc_endpoint place;
+	struct psc_memory_entry known;
+	uint64_t cookie;
+
+	if (psc_socket_read(fd, &place) < 0 || !psc_endpoint_is_tcp(&place) ||
+	    place.port == PSC_PORT_EPHEMERAL || !psc_socket_is_idle(fd))
+		return;
+	cookie = psc_socket_cookie(fd);
+	psc_memory_find(memory, cookie, &known);
+	if (cookie && known.kind == PSC_MEMORY_NOTHING)
+		psc_memory_store(memory, cookie, PSC_MEMORY_CHOSEN,
+				 PSC_RULE_DEFAULT, &place, place.port);
+}
+
+bool psc_listening_still_holds(const struct psc_request *request,
+			       struct psc_memory *memory)
+{
+	const struct psc_endpoint *before = &request->event.requested;
+	struct psc_request again = *request;
+
+	if (psc_socket_read(request->copy_fd, &again.bound) < 0)
+		return false;
+	psc_listening_judge(&again, memory);
+	return again.decision.verdict == PSC_VERDICT_ASK &&
+	       again.decision.rule == request->decision.rule &&
+	       again.event.requested.port == before->port &&
+	       psc_endpoint_same_place(&again.event.requested, before);
 }
 
 /* Give an unbound socket its port before it listens, moved or not. */
 static int settle_port(struct psc_request *request)
 {
 	struct psc_endpoint *actual = &request->event.actual;
+	struct psc_endpoint wanted = request->bound;
 	int result;
 
 	if (request->decision.verdict == PSC_VERDICT_MOVE) {
@@ -77,6 +151,9 @@ static int settle_port(struct psc_request *request)
 		    psc_move_address(&request->decision.target, &request->bound,
 				     &address, &length) < 0)
 			return -EXDEV;
+		psc_endpoint_from_sockaddr(&address, length, &wanted);
+		wanted.dual_stack = wanted.dual_stack &&
+				    psc_endpoint_is_wildcard(&wanted);
 		if (result == 0)
 			result = psc_privilege_bind(
 				request->copy_fd, &address, length,
@@ -93,12 +170,11 @@ static int settle_port(struct psc_request *request)
 		return result;
 
 	result = psc_socket_reread(request->copy_fd, &request->bound, actual);
-	if (result < 0 || actual->port == PSC_PORT_EPHEMERAL)
+	if (result < 0 || actual->port == PSC_PORT_EPHEMERAL ||
+	    (wanted.port && actual->port != wanted.port) ||
+	    !psc_endpoint_same_place(actual, &wanted))
 		return -ESTALE;
-	if (request->decision.verdict == PSC_VERDICT_MOVE)
-		request->bound = *actual;
-	else
-		request->bound.port = actual->port;
+	request->bound = *actual;
 	return 0;
 }
 

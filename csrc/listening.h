@@ -11,11 +11,28 @@
  * psc_listening_judge - decide about a `listen`
  * @request: @bound and @event.cookie are known
  *
- * Sets @decision and @event.requested. A socket that was bound to port 0, or
- * moved, under the guard is judged by that.
+ * Sets @decision and @event.requested. A socket is judged by where it was bound
+ * under the guard, if it was; by what it asked for, if it was moved.
  */
 void psc_listening_judge(struct psc_request *request,
 			 struct psc_memory *memory);
+
+/**
+ * psc_listening_trust - take a socket's name at its word
+ * @fd: anything; only TCP sockets that are bound, and neither listen nor are
+ *   connected, are remembered
+ *
+ * For sockets that a target inherits: whoever starts it has bound them.
+ */
+void psc_listening_trust(int fd, struct psc_memory *memory);
+
+/**
+ * psc_listening_still_holds - whether it would be asked about alike
+ *
+ * After the hook: the socket may have been bound, or bound elsewhere.
+ */
+bool psc_listening_still_holds(const struct psc_request *request,
+			       struct psc_memory *memory);
 
 /**
  * psc_listening_act - listen on the copy, where it was judged and nowhere else

@@ -40,7 +40,6 @@ static struct psc_memory_entry *place(struct psc_memory *memory,
 	for (int i = 0; i < PSC_MEMORY_WAYS; i++)
 		if (set[i].kind == PSC_MEMORY_NOTHING)
 			return &set[i];
-	memory->forgot = true;
 	return &set[memory->clock++ % PSC_MEMORY_WAYS];
 }
 
@@ -67,11 +66,10 @@ void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
 	pthread_mutex_unlock(&memory->lock);
 }
 
-bool psc_memory_find(struct psc_memory *memory, uint64_t cookie,
+void psc_memory_find(struct psc_memory *memory, uint64_t cookie,
 		     struct psc_memory_entry *ret_entry)
 {
 	struct psc_memory_entry *entry;
-	bool certain;
 
 	pthread_mutex_lock(&memory->lock);
 	entry = find(memory, cookie);
@@ -79,9 +77,32 @@ bool psc_memory_find(struct psc_memory *memory, uint64_t cookie,
 		*ret_entry = *entry;
 	else
 		*ret_entry = (struct psc_memory_entry){.cookie = cookie};
-	certain = entry || !memory->forgot;
 	pthread_mutex_unlock(&memory->lock);
-	return certain;
+}
+
+bool psc_memory_claim(struct psc_memory *memory, uint64_t cookie)
+{
+	bool is_free;
+
+	pthread_mutex_lock(&memory->lock);
+	is_free = memory->claimed < PSC_MEMORY_CLAIMS;
+	for (int i = 0; i < memory->claimed; i++)
+		is_free = is_free && memory->claims[i] != cookie;
+	if (is_free)
+		memory->claims[memory->claimed++] = cookie;
+	pthread_mutex_unlock(&memory->lock);
+	return is_free;
+}
+
+void psc_memory_unclaim(struct psc_memory *memory, uint64_t cookie)
+{
+	pthread_mutex_lock(&memory->lock);
+	for (int i = 0; i < memory->claimed; i++)
+		if (memory->claims[i] == cookie) {
+			memory->claims[i] = memory->claims[--memory->claimed];
+			break;
+		}
+	pthread_mutex_unlock(&memory->lock);
 }
 
 void psc_memory_interrupt(struct psc_memory *memory,

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What a supervisor remembers of sockets between their bind and their listen:
- * that one was bound to port 0 and so is ephemeral, although it has a number
- * by then, or that it was moved, and is judged by what it asked for.
+ * where each was bound; that one was bound to port 0 and so is ephemeral,
+ * although it has a number by then; or that it was moved, and is judged by what
+ * it asked for. A socket's own name does not tell: while it is connected, one
+ * on 0.0.0.0 calls itself 127.0.0.1.
  *
  * Sockets are known by their cookie, which names them for life. The memory is
- * bounded. When it had to forget something it says so, and from then on a
- * socket that it does not know may be ephemeral: the caller judges it as both.
+ * bounded: the oldest are forgotten.
+ *
+ * And it knows which sockets are in a round: one round at a time for each, or a
+ * bind in one thread could pass the check of a listen in another.
  */
 #ifndef PSC_MEMORY_H
 #define PSC_MEMORY_H
@@ -23,6 +27,9 @@
 
 /** interrupted binds that are remembered */
 #define PSC_MEMORY_INTERRUPTED 64
+
+/** sockets that can be in a round at one time: no fewer than threads */
+#define PSC_MEMORY_CLAIMS 128
 
 enum psc_memory_kind {
 	PSC_MEMORY_NOTHING,
@@ -60,10 +67,11 @@ struct psc_memory_interrupted {
 
 struct psc_memory {
 	pthread_mutex_t lock;
-	bool forgot;
 	uint32_t clock;
 	struct psc_memory_entry sets[PSC_MEMORY_SETS][PSC_MEMORY_WAYS];
 	struct psc_memory_interrupted interrupted[PSC_MEMORY_INTERRUPTED];
+	int claimed;
+	uint64_t claims[PSC_MEMORY_CLAIMS]; /* the first @claimed are in use */
 };
 
 /** psc_memory_init - know nothing; the memory is zeroed */
@@ -83,11 +91,15 @@ void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
 /**
  * psc_memory_find - recall a socket
  * @ret_entry: what is known; @kind is PSC_MEMORY_NOTHING where nothing is
- *
- * Return: whether "nothing" is certain: false once anything was forgotten.
  */
-bool psc_memory_find(struct psc_memory *memory, uint64_t cookie,
+void psc_memory_find(struct psc_memory *memory, uint64_t cookie,
 		     struct psc_memory_entry *ret_entry);
+
+/** psc_memory_claim - begin a round of a socket; false: it is in one already */
+bool psc_memory_claim(struct psc_memory *memory, uint64_t cookie);
+
+/** psc_memory_unclaim - the round of a claimed socket is over */
+void psc_memory_unclaim(struct psc_memory *memory, uint64_t cookie);
 
 /** psc_memory_interrupt - remember a bind whose answer did not arrive */
 void psc_memory_interrupt(struct psc_memory *memory,

@@ -56,13 +56,45 @@ static void count_outcome(const struct psc_event *event,
 	psc_stats_add(&stats->latency[psc_stats_bucket(event->latency_ns)]);
 }
 
+/* Nobody else may bind the socket, or let it listen, from now on. */
+static bool claim(struct psc_request *request, struct psc_books *books)
+{
+	if (!request->source->can_deny || !request->event.cookie)
+		return true;
+	if (!psc_memory_claim(&books->memory, request->event.cookie))
+		return false;
+	request->claim = &books->memory;
+	return true;
+}
+
+static void unclaim(struct psc_request *request)
+{
+	if (request->claim)
+		psc_memory_unclaim(request->claim, request->event.cookie);
+	request->claim = NULL;
+}
+
 static void close_copy(struct psc_request *request)
 {
 	const int copy_fd = request->copy_fd;
 
+	unclaim(request);
 	request->copy_fd = -1; /* first, for a child that is forked in between */
 	if (copy_fd >= 0)
 		close(copy_fd);
+}
+
+/* A bind that is only to be remembered is nobody's business. */
+static bool is_hidden(const struct psc_request *request)
+{
+	return request->quiet && request->source->policy->quiet_binds;
+}
+
+static void count(struct psc_request *request, struct psc_books *books)
+{
+	if (!is_hidden(request) && !request->counted)
+		psc_stats_add(&books->stats.requests);
+	request->counted = true;
 }
 
 /* The end of every round that somebody waits for. */
@@ -75,7 +107,9 @@ static void answer(struct psc_request *request, struct psc_books *books)
 		event->inode = psc_socket_inode(request->copy_fd);
 	close_copy(request);
 	event->latency_ns = psc_round_now() - request->started_ns;
-	count_outcome(event, &books->stats);
+	count(request, books);
+	if (!is_hidden(request))
+		count_outcome(event, &books->stats);
 	if (!request->quiet)
 		psc_event_ring_push(&books->ring, event);
 
@@ -138,6 +172,7 @@ static enum psc_round_state gone(struct psc_request *request,
 				 struct psc_books *books)
 {
 	close_copy(request);
+	count(request, books);
 	psc_stats_add(&books->stats.vanished);
 	return PSC_ROUND_DONE;
 }
@@ -184,6 +219,8 @@ static void begin(struct psc_request *request,
 	request->started_ns = psc_round_now();
 	request->let_continue = false;
 	request->quiet = false;
+	request->counted = false;
+	request->asked = false;
 	request->made = false;
 	memset(event, 0, sizeof(*event));
 	event->time_ns = clock_ns(CLOCK_REALTIME);
@@ -192,6 +229,7 @@ static void begin(struct psc_request *request,
 	event->pid = name.pid;
 	memcpy(event->comm, name.comm, sizeof(event->comm));
 	request->place = NULL;
+	request->claim = NULL;
 }
 
 /* Take a place among the rounds; false: too many of them are stuck. */
@@ -222,6 +260,7 @@ void psc_round_leave(struct psc_request *request)
 	if (request->place)
 		atomic_store(request->place, 0);
 	request->place = NULL;
+	unclaim(request); /* a hook may take long: claimed again after it */
 }
 
 /*
@@ -261,7 +300,6 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 	int result;
 
 	begin(request, notif, callers);
-	psc_stats_add(&books->stats.requests);
 	event->call = (uint8_t)psc_filter_call(notif->data.arch, notif->data.nr,
 					       notif->data.args[0], &in_memory);
 	if (event->call == PSC_CALL_NONE)
@@ -286,13 +324,15 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 	if (result < 0)
 		return fail(request, PSC_FAILURE_COPY, result, books);
 
+	event->cookie = psc_socket_cookie(request->copy_fd);
+	if (!claim(request, books))
+		return fail(request, PSC_FAILURE_CHANGED, 0, books);
 	result = psc_socket_read(request->copy_fd, &request->bound);
 	if (result == -ENOTSOCK || result == -EBADF)
 		return finish_call(request, result, books);
 	if (result < 0)
 		return fail(request, PSC_FAILURE_ENDPOINT, result, books);
 	event->known = true;
-	event->cookie = psc_socket_cookie(request->copy_fd);
 
 	if (event->call == PSC_CALL_LISTEN) {
 		psc_listening_judge(request, &books->memory);
@@ -308,8 +348,10 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 		if (result < 0)
 			return fail(request, PSC_FAILURE_MEMORY, result, books);
 	}
+	count(request, books);
 	event->rule = request->decision.rule;
-	if (request->decision.verdict == PSC_VERDICT_ASK)
+	request->asked = request->decision.verdict == PSC_VERDICT_ASK;
+	if (request->asked)
 		return PSC_ROUND_ASK;
 	return PSC_ROUND_DECIDED;
 }
@@ -359,6 +401,15 @@ void psc_round_close(struct psc_request *request, struct psc_books *books)
 		return;
 	}
 
+	if (request->asked) {
+		/* Much may have happened in the hook's time. */
+		if (!claim(request, books) ||
+		    (event->call == PSC_CALL_LISTEN &&
+		     !psc_listening_still_holds(request, &books->memory))) {
+			psc_round_fail(request, PSC_FAILURE_CHANGED, 0, books);
+			return;
+		}
+	}
 	result = event->call == PSC_CALL_LISTEN
 			 ? psc_listening_act(request)
 			 : psc_binding_act(request, &books->memory);

@@ -8,11 +8,13 @@
  *
  * What was checked is what is made: the call is performed on the copy, never
  * by letting the kernel look the descriptor up again, which another thread
- * could have swapped by then. The *socket* can still be moved between the
- * check and the act (bind, connect, IPV6_V6ONLY from another thread); so what
- * resulted is read again, and a port that is not the one that was judged is
- * closed and denied. An unbound socket is bound first, on the copy, so that a
- * bind from elsewhere either comes before and is seen, or fails.
+ * could have swapped by then. The *socket* must not move between the check and
+ * the act either: its binds pass through us and are remembered, `listen` is
+ * judged by them, and no other round of the same socket runs meanwhile. An
+ * unbound socket is bound first, on the copy. What is left (connect, IPV6_V6ONLY
+ * from another thread) is looked for after the act: a port that is not the one
+ * that was judged is closed and denied. Not before: whoever holds the socket's
+ * lock can put that look off.
  *
  * The copy is closed before the answer: or a quick close and rebind in the
  * target finds its port busy. The event is published before the answer: or a
@@ -43,6 +45,7 @@
  * @references: who uses the source; the last closes it
  * @policy: outlives the source
  * @can_deny: psc_rules_can_deny(@policy)
+ * @sees_binds: PSC_LISTENER_SEES_BINDS
  * @restarts: a signal can make a caller drop an answer that was sent, and call
  *   again: there is no WAIT_KILLABLE_RECV
  * @rounds: the processes whose requests are in hand, 0 where free. Usually one:
@@ -54,6 +57,7 @@ struct psc_source {
 	_Atomic int references;
 	const struct psc_policy *policy;
 	bool can_deny;
+	bool sees_binds;
 	bool restarts;
 	_Atomic int32_t rounds[PSC_ROUNDS];
 	struct psc_source *next;
@@ -79,13 +83,17 @@ struct psc_books {
  * @address, @address_length: of bind: where to, as read once from the caller
  * @let_continue: the kernel is to run the call as it stands
  * @quiet: the call opens nothing and is no event
+ * @counted: it is counted as a request
+ * @asked: it went to the hook
  * @made: the bind has been made
+ * @claim: where the socket is claimed for this round, or NULL
  * @place: its place in @source's rounds, or NULL
  * @event: what is known of it so far
  */
 struct psc_request {
 	struct psc_source *source;
 	_Atomic int32_t *place;
+	struct psc_memory *claim;
 	uint64_t id;
 	int copy_fd;
 	int64_t started_ns;
@@ -94,6 +102,8 @@ struct psc_request {
 	socklen_t address_length;
 	bool let_continue;
 	bool quiet;
+	bool counted;
+	bool asked;
 	bool made;
 	struct psc_decision decision;
 	struct psc_event event;

@@ -100,6 +100,8 @@ struct psc_rule {
  * @unix_continue: let the kernel continue `listen` on unix sockets, although
  *   the policy can deny: SO_PEERCRED stays the target's, and the swap attack
  *   is open
+ * @quiet_binds: no rule speaks of binds; they are only remembered for `listen`,
+ *   without an event and uncounted
  */
 struct psc_policy {
 	const struct psc_rule *rules;
@@ -107,6 +109,7 @@ struct psc_policy {
 	enum psc_verdict default_verdict;
 	int error;
 	bool unix_continue;
+	bool quiet_binds;
 };
 
 /**

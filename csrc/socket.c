@@ -140,6 +140,16 @@ uint64_t psc_socket_inode(int fd)
 	return fstat(fd, &found) < 0 ? 0 : found.st_ino;
 }
 
+bool psc_socket_is_idle(int fd)
+{
+	struct sockaddr_storage peer;
+	socklen_t length = sizeof(peer);
+
+	return !psc_socket_is_listening(fd) &&
+	       getpeername(fd, (struct sockaddr *)&peer, &length) < 0 &&
+	       errno == ENOTCONN;
+}
+
 bool psc_socket_is_listening(int fd)
 {
 	int value;

@@ -47,6 +47,9 @@ bool psc_socket_is_filter_locked(int fd);
 /** psc_socket_want_port - let the next bind to port 0 choose a port at once */
 void psc_socket_want_port(int fd);
 
+/** psc_socket_is_idle - whether it neither listens nor is connected */
+bool psc_socket_is_idle(int fd);
+
 /** psc_socket_is_listening - whether connections are accepted already */
 bool psc_socket_is_listening(int fd);
 

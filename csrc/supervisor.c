@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "supervisor.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -12,6 +13,7 @@
 
 #include "forking.h"
 #include "listener.h"
+#include "listening.h"
 #include "privilege.h"
 
 /*
@@ -294,6 +296,7 @@ int psc_supervisor_add(struct psc_supervisor *supervisor, int listener_fd,
 	source->fd = listener_fd;
 	source->policy = policy;
 	source->can_deny = psc_rules_can_deny(policy);
+	source->sees_binds = features & PSC_LISTENER_SEES_BINDS;
 	source->restarts = !(features & PSC_LISTENER_WAIT_KILLABLE);
 	atomic_init(&source->references, 1);
 	interest.data.ptr = source;
@@ -332,6 +335,20 @@ int psc_supervisor_install(struct psc_supervisor *supervisor,
 	}
 	psc_forking_release();
 	return result;
+}
+
+void psc_supervisor_trust(struct psc_supervisor *supervisor)
+{
+	DIR *descriptors = opendir("/proc/self/fd");
+	struct dirent *entry;
+
+	if (!descriptors)
+		return; /* then they are judged as sockets of nobody's */
+	while ((entry = readdir(descriptors)))
+		if (entry->d_name[0] != '.')
+			psc_listening_trust(atoi(entry->d_name),
+					    &supervisor->books.memory);
+	closedir(descriptors);
 }
 
 /* Nobody is left who could send a request. Only the leader retires sources. */

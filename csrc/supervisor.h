@@ -154,6 +154,13 @@ int psc_supervisor_install(struct psc_supervisor *supervisor,
 			   unsigned int *ret_features,
 			   enum psc_install_stage *ret_stage);
 
+/**
+ * psc_supervisor_trust - take the names of this process's sockets at their word
+ *
+ * Before a target starts that could inherit them; see psc_listening_trust().
+ */
+void psc_supervisor_trust(struct psc_supervisor *supervisor);
+
 /** psc_worker_init - prepare a thread's own part; @worker is large */
 void psc_worker_init(struct psc_supervisor *supervisor,
 		     struct psc_worker *worker);

@@ -51,7 +51,8 @@ class Table:
         rules: Sequence[tuple[Any, ...]],
         default: int,
         error: int,
-        unix_continue: bool,
+        unix_continue: bool = False,
+        quiet_binds: bool = False,
     ) -> Table: ...
     @property
     def can_deny(self) -> bool: ...
@@ -115,6 +116,7 @@ class Supervisor:
         no_prlimit: bool,
         wanted: int,
     ) -> int: ...
+    def trust_sockets(self) -> None: ...
     def run(
         self,
         hook: Callable[[Request], Any | Awaitable[Any]] | None,

@@ -142,7 +142,10 @@ cdef class Table:
     cdef psc_policy policy
     cdef psc_rule *rules
 
-    def __cinit__(self, rules, int default, int error, bint unix_continue):
+    def __cinit__(
+        self, rules, int default, int error, bint unix_continue=False,
+        bint quiet_binds=False,
+    ):
         # A rule: (verdict, family, protocol, match_address, packed address,
         # prefix length, match_ports, first port, last port, errno, target)
         cdef psc_rule *rule
@@ -173,6 +176,7 @@ cdef class Table:
         self.policy.default_verdict = <psc_verdict>default
         self.policy.error = error
         self.policy.unix_continue = unix_continue
+        self.policy.quiet_binds = quiet_binds
 
     def __dealloc__(self):
         PyMem_RawFree(self.rules)
@@ -365,6 +369,11 @@ cdef class Supervisor:
             error.stage = <int>stage
             raise error
         return features
+
+    def trust_sockets(self):
+        """Take the names of this process's bound sockets at their word."""
+        with nogil:
+            psc_supervisor_trust(self.core)
 
     def run(self, hook, owner):
         """Lead or stand by until the supervisor stops.

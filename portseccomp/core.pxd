@@ -92,6 +92,7 @@ cdef extern from "rules.h" nogil:
         psc_verdict default_verdict
         int error
         c_bool unix_continue
+        c_bool quiet_binds
     cdef struct psc_decision:
         psc_verdict verdict
         int error
@@ -179,6 +180,7 @@ cdef extern from "supervisor.h" nogil:
         psc_supervisor *supervisor, const psc_filter_need *need,
         unsigned int wanted, const psc_policy *policy,
         unsigned int *ret_features, psc_install_stage *ret_stage)
+    void psc_supervisor_trust(psc_supervisor *supervisor)
     void psc_worker_init(psc_supervisor *supervisor, psc_worker *worker)
     void psc_worker_close(psc_supervisor *supervisor, psc_worker *worker)
     int psc_supervisor_run(

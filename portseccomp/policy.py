@@ -162,7 +162,20 @@ class Policy:
 
     @property
     def needs_bind(self) -> bool:
-        """Whether `bind` must be intercepted: for UDP, ephemeral and moves."""
+        """Whether `bind` must be intercepted.
+
+        Where a TCP port can be denied, not a socket's own name is to be trusted
+        when it listens, but how it was bound.
+        """
+        return self._decides_binds or any(
+            one.verdict != _core.VERDICT_ALLOW
+            and one.selector.family != _core.FAMILY_VSOCK
+            for one in self._rules
+        )
+
+    @property
+    def _decides_binds(self) -> bool:
+        """Whether binds are anything to speak of: for UDP, ephemeral and moves."""
         if self._default != "allow" or not self._rules:
             return True
         for one in self._rules:
@@ -185,6 +198,7 @@ class Policy:
             _DEFAULTS[self._default],
             self._errno,
             unix_continue,
+            not self._decides_binds,
         )
 
     def explain(self, endpoint: str | Endpoint) -> Explanation:
