@@ -115,13 +115,18 @@ static int copy_from(const struct psc_caller_handle *handle, int fd)
 	return copy_fd;
 }
 
+int psc_callers_same_files(int32_t first, int32_t second)
+{
+	return psc_kernel_kcmp_files(first, second);
+}
+
 static struct psc_caller_handle *handle_of(struct psc_callers *callers,
 					   int32_t tid)
 {
 	return &callers->kept[(uint32_t)tid % PSC_CALLERS_KEPT];
 }
 
-static int copy_fd_once(struct psc_callers *callers, int32_t tid, int fd)
+int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
 {
 	struct psc_caller_handle *handle = handle_of(callers, tid);
 	int result;
@@ -142,18 +147,6 @@ static int copy_fd_once(struct psc_callers *callers, int32_t tid, int fd)
 	}
 	handle->tid = tid;
 	return copy_from(handle, fd);
-}
-
-int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
-{
-	int result = copy_fd_once(callers, tid, fd);
-
-	if (result == -EMFILE || result == -ENFILE) {
-		/* What we keep for speed may be what is missing. */
-		psc_callers_close(callers);
-		result = copy_fd_once(callers, tid, fd);
-	}
-	return result;
 }
 
 /* The name, from a descriptor that was opened for this very thread. */

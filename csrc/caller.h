@@ -75,6 +75,13 @@ void psc_callers_close(struct psc_callers *callers);
 int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd);
 
 /**
+ * psc_callers_same_files - whether two threads share a descriptor table
+ *
+ * Return: 0 where they do, more where not; -EPERM, -ENOSYS, -ESRCH.
+ */
+int psc_callers_same_files(int32_t first, int32_t second);
+
+/**
  * psc_callers_name - tell a waiting thread's process and name
  * @tid: the thread
  * @ret_name: a thread that is gone has @comm empty and @pid equal to @tid

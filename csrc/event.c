@@ -105,6 +105,11 @@ bool psc_event_ring_pop(struct psc_event_ring *ring,
 	return true;
 }
 
+void psc_event_ring_lose(struct psc_event_ring *ring, uint64_t count)
+{
+	atomic_fetch_add_explicit(&ring->lost, count, memory_order_relaxed);
+}
+
 uint64_t psc_event_ring_count(struct psc_event_ring *ring)
 {
 	uint64_t tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);

@@ -112,6 +112,9 @@ bool psc_event_ring_push(struct psc_event_ring *ring,
 bool psc_event_ring_pop(struct psc_event_ring *ring,
 			struct psc_event *ret_event);
 
+/** psc_event_ring_lose - count events as lost that were popped in vain */
+void psc_event_ring_lose(struct psc_event_ring *ring, uint64_t count);
+
 /** psc_event_ring_count - events inside; others may push and pop meanwhile */
 uint64_t psc_event_ring_count(struct psc_event_ring *ring);
 

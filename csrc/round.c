@@ -12,6 +12,9 @@
 #include "listening.h"
 #include "socket.h"
 
+/* Times that a round waits, a millisecond each, for another of its socket. */
+#define CLAIM_TRIES 20
+
 static int64_t clock_ns(clockid_t clock)
 {
 	struct timespec now;
@@ -56,15 +59,25 @@ static void count_outcome(const struct psc_event *event,
 	psc_stats_add(&stats->latency[psc_stats_bucket(event->latency_ns)]);
 }
 
-/* Nobody else may bind the socket, or let it listen, from now on. */
+/*
+ * Nobody else may bind the socket, or let it listen, from now on. A call that a
+ * signal has interrupted, and that is made again, may find its own first round
+ * not quite over: it is waited for.
+ */
 static bool claim(struct psc_request *request, struct psc_books *books)
 {
+	const struct timespec nap = {.tv_nsec = 1000000};
+
 	if (!request->source->can_deny || !request->event.cookie)
 		return true;
-	if (!psc_memory_claim(&books->memory, request->event.cookie))
-		return false;
-	request->claim = &books->memory;
-	return true;
+	for (int i = 0; i < CLAIM_TRIES; i++) {
+		if (psc_memory_claim(&books->memory, request->event.cookie)) {
+			request->claim = &books->memory;
+			return true;
+		}
+		nanosleep(&nap, NULL);
+	}
+	return false;
 }
 
 static void unclaim(struct psc_request *request)

@@ -506,7 +506,14 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 	atomic_store(&ask->deadline_ns,
 		     request->started_ns + supervisor->hook_timeout_ns);
 
-	run = atomic_fetch_add(&supervisor->hooks, 1) < supervisor->max_hooks;
+	/*
+	 * Somebody has to lead while this thread is in the hook, and it may be
+	 * long before Python can start another one: the hook may keep the GIL.
+	 * A thread that never had company can't wait for any.
+	 */
+	run = atomic_fetch_add(&supervisor->hooks, 1) < supervisor->max_hooks &&
+	      (atomic_load(&supervisor->standbys) > 0 ||
+	       atomic_load(&supervisor->threads) == 1);
 	if (run) {
 		worker->in_hook = true;
 	} else {
@@ -515,6 +522,8 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 	}
 	ask_set(ask, *ret_ticket / PSC_ASKS,
 		run ? PSC_ASK_WAITING : PSC_ASK_QUEUED);
+	if (!run)
+		psc_bell_ring(&supervisor->event_bell); /* a thread is wanted */
 	return run;
 }
 
@@ -734,6 +743,16 @@ int psc_supervisor_run(struct psc_supervisor *supervisor,
 		}
 	}
 
+	/* A fresh thread where another stands by: take what waits for one. */
+	if (!worker->lead && !atomic_load(&supervisor->stopping) &&
+	    atomic_load(&supervisor->standbys) > 0 &&
+	    atomic_load(&supervisor->hooks) < supervisor->max_hooks &&
+	    take_queued(supervisor, worker, ret_ticket)) {
+		worker->in_hook = true;
+		atomic_fetch_add(&supervisor->hooks, 1);
+		return PSC_RUN_ASK;
+	}
+
 	for (;;) {
 		if (worker->lead && leave_round(supervisor, worker)) {
 			why = lead(supervisor, worker, ret_ticket);
@@ -774,6 +793,7 @@ void psc_worker_init(struct psc_supervisor *supervisor,
 	pthread_mutex_lock(&supervisor->lists);
 	worker->next = supervisor->workers;
 	supervisor->workers = worker;
+	atomic_fetch_add(&supervisor->threads, 1);
 	pthread_mutex_unlock(&supervisor->lists);
 }
 
@@ -789,6 +809,7 @@ void psc_worker_close(struct psc_supervisor *supervisor,
 	for (link = &supervisor->workers; *link; link = &(*link)->next)
 		if (*link == worker) {
 			*link = worker->next;
+			atomic_fetch_sub(&supervisor->threads, 1);
 			break;
 		}
 	let_go(supervisor);

@@ -89,7 +89,8 @@ struct psc_supervisor {
 	_Atomic bool stopping;
 
 	_Atomic uint64_t lead;	  /* see supervisor.c */
-	_Atomic int standbys;	  /* threads that could take the lead */
+	_Atomic int threads;	  /* that run the supervisor */
+	_Atomic int standbys;	  /* those that could take the lead */
 	_Atomic int hooks;	  /* threads that are out deciding */
 	_Atomic int asks_open;	  /* slots not free */
 	_Atomic int asks_queued;  /* slots that no thread runs the hook for */

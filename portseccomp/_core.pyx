@@ -66,6 +66,14 @@ class InstallError(OSError):
     stage: int
 
 
+def same_files(int first, int second):
+    """Whether two threads share a descriptor table; raises OSError."""
+    cdef int result = psc_callers_same_files(first, second)
+    if result < 0:
+        raise OSError(-result, _os.strerror(-result))
+    return result == 0
+
+
 def confine_version():
     """Return the kernel's Landlock ABI; raises OSError where there is none."""
     cdef int version = psc_confine_version()
@@ -379,7 +387,7 @@ cdef class Supervisor:
         """Lead or stand by until the supervisor stops.
 
         `hook` decides requests. `owner` is told what this loop can't settle:
-        `need_standby()`, `settle(request, answer)` and `hook_raised(request,
+        `want_standby()`, `settle(request, answer)` and `hook_raised(request,
         error)`. False: the thread was one too many.
         """
         cdef psc_worker *worker
@@ -411,9 +419,8 @@ cdef class Supervisor:
     cdef void ask(self, Request request, hook, owner) except *:
         cdef psc_verdict verdict
         try:
-            # Somebody must be able to take over while the hook runs.
             if self.core.standbys == 0:
-                owner.need_standby()
+                owner.want_standby()
             answer = hook(request)
         except BaseException as error:
             owner.hook_raised(request, error)
@@ -433,22 +440,38 @@ cdef class Supervisor:
         cdef psc_event event
         cdef list events = []
         while len(events) < most and psc_event_ring_pop(&self.core.books.ring, &event):
-            events.append((
-                event.time_ns, event.call, event.pid, event.tid,
-                <bytes>event.comm, event.known,
-                event.requested.family, event.requested.af,
-                event.requested.protocol, event.requested.type,
-                event.requested.dual_stack,
-                host_of(&event.requested) if event.known else None,
-                port_of(&event.requested) if event.known else None,
-                event.open,
-                host_of(&event.actual) if event.open else None,
-                port_of(&event.actual) if event.open else None,
-                event.backlog, event.outcome, event.error, event.first,
-                event.rule, event.latency_ns, event.inode,
-                event.failure, event.failure_error,
-            ))
+            try:
+                events.append(self.event_fields(&event))
+            except MemoryError:
+                psc_event_ring_lose(&self.core.books.ring, 1)
+                break
         return events
+
+    def lose_events(self, uint64_t count):
+        """Count events as lost that were taken, but could not be delivered."""
+        psc_event_ring_lose(&self.core.books.ring, count)
+
+    @property
+    def taken(self):
+        """How many events next_events() has taken."""
+        return self.core.books.ring.tail
+
+    cdef tuple event_fields(self, const psc_event *event):
+        return (
+            event.time_ns, event.call, event.pid, event.tid,
+            <bytes>event.comm, event.known,
+            event.requested.family, event.requested.af,
+            event.requested.protocol, event.requested.type,
+            event.requested.dual_stack,
+            host_of(&event.requested) if event.known else None,
+            port_of(&event.requested) if event.known else None,
+            event.open,
+            host_of(&event.actual) if event.open else None,
+            port_of(&event.actual) if event.open else None,
+            event.backlog, event.outcome, event.error, event.first,
+            event.rule, event.latency_ns, event.inode,
+            event.failure, event.failure_error,
+        )
 
     def wait_events(self, double timeout):
         """Sleep until the bell rings, or `timeout` seconds (negative: ever)."""
@@ -468,6 +491,12 @@ cdef class Supervisor:
     def standbys(self):
         """Threads that could take the lead."""
         return self.core.standbys
+
+    @property
+    def wants_thread(self):
+        """Whether nobody stands by, or a request waits for a thread."""
+        return self.core.standbys == 0 or (
+            self.core.asks_queued > 0 and self.core.hooks < self.core.max_hooks)
 
     @property
     def live(self):

@@ -24,6 +24,9 @@ cdef extern from "listener.h" nogil:
         PSC_INSTALL_SECCOMP
         PSC_INSTALL_SERVE
 
+cdef extern from "caller.h" nogil:
+    int psc_callers_same_files(int32_t first, int32_t second)
+
 cdef extern from "confine.h" nogil:
     int psc_confine_version()
     int psc_confine_thread()
@@ -125,7 +128,9 @@ cdef extern from "event.h" nogil:
         psc_endpoint actual
     cdef struct psc_event_ring:
         uint64_t head
+        uint64_t tail
         uint64_t lost
+    void psc_event_ring_lose(psc_event_ring *ring, uint64_t count)
     c_bool psc_event_ring_pop(psc_event_ring *ring, psc_event *ret_event)
     enum: PSC_RULE_HOOK
     enum: PSC_RULE_FAILURE
@@ -168,6 +173,9 @@ cdef extern from "supervisor.h" nogil:
     cdef struct psc_supervisor:
         c_bool stopping
         int standbys
+        int hooks
+        int max_hooks
+        int asks_queued
         int live
         psc_books books
         psc_bell event_bell

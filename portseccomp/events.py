@@ -182,13 +182,15 @@ def is_environment_failure(fields: EventFields) -> bool:
 class EventLog:
     """The events of one guard, in order, and whoever waits for more.
 
-    Bounded: the oldest give way, and a reader that comes too late for them
-    counts them as lost.
+    Bounded: the oldest give way, and count as lost where nobody has read them.
+    `told`: somebody is told of each of them elsewhere.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, told: bool = False) -> None:
         self.changed = threading.Condition()
         self.lost = 0
+        self._told = told
+        self._read = 0  # number of the first event that nobody has read
         self._kept: deque[Event] = deque(maxlen=capacity)
         self._end = 0  # number of the next event
         self._finished: Callable[[], bool] = lambda: False
@@ -201,21 +203,30 @@ class EventLog:
     def append(self, events: list[Event]) -> None:
         """Add events, and wake who waits; also without events: to look again."""
         with self.changed:
-            self._kept.extend(events)
-            self._end += len(events)
+            done = 0
+            try:
+                for event in events:
+                    end = self._end + 1
+                    self._kept.append(event)
+                    self._end, done = end, done + 1
+            except MemoryError:
+                self.lost += len(events) - done
+            if not self._told and self._read < self.start():
+                self.lost += self.start() - self._read
+                self._read = self.start()
             self.changed.notify_all()
             for wake in self._wakers:
                 wake()
 
     def take(self, number: int) -> tuple[Event | None, int]:
         """Return the event with that number, or the oldest after it."""
-        oldest = self._end - len(self._kept)
-        if number < oldest:
-            self.lost += oldest - number
-            number = oldest
-        if number < self._end:
+        with self.changed:
+            oldest = self.start()
+            number = max(number, oldest)
+            if number == self._end:
+                return None, number
+            self._read = max(self._read, number + 1)
             return self._kept[number - oldest], number + 1
-        return None, number
 
     def start(self) -> int:
         """Return the number of the oldest event that is kept."""
@@ -249,9 +260,17 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
     and no guarded process is left.
     """
 
-    def __init__(self, log: EventLog, attend: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        attend: Callable[[bool], None],
+        nap_time: float | None = None,
+        reap: Callable[[], None] = lambda: None,
+    ) -> None:
         self._log = log
         self._attend = attend
+        self._nap_time = nap_time
+        self._reap = reap
         self._next = log.start()
 
     def __iter__(self) -> EventStream:
@@ -272,7 +291,7 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
                         return event
                     if finished:
                         raise StopIteration
-                    self._log.changed.wait()
+                    self._nap(self._log.changed.wait)
         finally:
             self._attend(False)
 
@@ -303,10 +322,22 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
                     return event
                 if finished:
                     raise StopAsyncIteration
-                await changed.wait()
+                if self._nap_time is None:
+                    await changed.wait()
+                    continue
+                try:
+                    async with asyncio.timeout(self._nap_time):
+                        await changed.wait()
+                except TimeoutError:
+                    self._reap()
         finally:
             self._attend(False)
             self._log.remove_waker(wake)
+
+    def _nap(self, wait: Callable[[float | None], object]) -> None:
+        wait(self._nap_time)
+        if self._nap_time is not None:
+            self._reap()
 
     def _take(self) -> Event | None:
         event, self._next = self._log.take(self._next)

@@ -106,10 +106,29 @@ def _pidfd_thread() -> Feature:
     )
 
 
+def _kcmp() -> Feature:
+    """Compare the descriptor tables of a process with itself."""
+    try:
+        same = _core.same_files(os.getpid(), os.getpid())
+        detail = "tables of threads can be compared" if same else "it lies"
+    except OSError as error:
+        same, detail = False, error.strerror or str(error)
+    return Feature(
+        "kcmp",
+        same,
+        detail,
+        "nothing, with PIDFD_THREAD; else calls of all threads but a process's "
+        "first are denied",
+    )
+
+
 def _ptrace_access() -> Feature:
-    with open("/proc/self/status") as status:
-        fields = dict(line.split(":", 1) for line in status)
-    capable = bool(int(fields["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
+    try:
+        with open("/proc/self/status") as status:
+            fields = dict(line.split(":", 1) for line in status)
+        capable = bool(int(fields["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
+    except OSError:
+        capable = False  # /proc can't be seen: not known
     try:
         with open("/proc/sys/kernel/yama/ptrace_scope") as file:
             scope = int(file.read())
@@ -170,7 +189,7 @@ def probe() -> Probe:
     """
     features = _guard_features()
     usable = all(one.available for one in features[:2]) and len(features) > 1
-    features += [_pidfd_thread(), _ptrace_access(), _end_of_tree()]
+    features += [_pidfd_thread(), _kcmp(), _ptrace_access(), _end_of_tree()]
     features += [_confinement(), _io_uring()]
     system = os.uname()
     return Probe(usable, system.release, system.machine, tuple(features))

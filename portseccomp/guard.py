@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from portseccomp._types import EndpointFields, EventFields
 from portseccomp.errors import (
     GuardError,
     HookError,
+    KernelError,
     ListenTimeout,
     PolicyError,
     TargetExited,
@@ -183,16 +185,21 @@ class Guard:
         self._check_arguments(hook, hook_timeout, unix, event_buffer)
         self._confine = confine
         self._failures = HookFailures()
-        self._log = EventLog(event_buffer)
+        self._log = EventLog(event_buffer, told=on_event is not None)
         self._opened: dict[object, Event] = {}
         self._started: weakref.WeakSet[Any] = weakref.WeakSet()
         self._any_target = False
         self._warned = False
 
         capacity = _round_up(event_buffer)
-        core = _core.Supervisor(
-            capacity=capacity, hook_timeout=hook_timeout, max_hooks=MAX_HOOKS
-        )
+        try:
+            core = _core.Supervisor(
+                capacity=capacity, hook_timeout=hook_timeout, max_hooks=MAX_HOOKS
+            )
+        except OSError as error:
+            raise KernelError(
+                error.errno, f"can't make a supervisor: {error.strerror}"
+            ) from None
         deliver = weakref.WeakMethod(self._deliver)
         runner = HookRunner(self._failures, lambda: state.supervision.spawn())
         supervision = Supervision(
@@ -206,11 +213,16 @@ class Guard:
         self._log.finish_when(_finished(weakref.ref(self), state))
         try:
             self._launch()
-        except BaseException:
-            state.closed = True
-            core.close()
+            supervision.start()
+        except BaseException as error:
+            state.close()
+            if isinstance(error, RuntimeError) and "thread" in str(error):
+                raise KernelError(
+                    errno.EAGAIN,
+                    f"can't start the guard's threads: {os.strerror(errno.EAGAIN)} "
+                    "(ulimit -u, or the cgroup's pids.max)",
+                ) from None
             raise
-        supervision.start()
         if on_event is not None:
             supervision.attend(True)
         _open_states.add(state)
@@ -352,7 +364,12 @@ class Guard:
     # ---- what happened ----
 
     def _deliver(self, batch: list[EventFields]) -> None:
-        events = [make_event(fields, self._rules) for fields in batch]
+        events: list[Event] = []
+        try:
+            for fields in batch:
+                events.append(make_event(fields, self._rules))
+        except MemoryError:
+            self._state.core.lose_events(len(batch) - len(events))
         self._log.append(events)
         for event in events:
             if event.is_open:
@@ -414,7 +431,7 @@ class Guard:
         Starts with the oldest that is kept, waits for more, and ends when the
         guard is closed, or a target was started and no guarded process is left.
         """
-        return EventStream(self._log, self._attend)
+        return EventStream(self._log, self._attend, self._nap(None), self._reap)
 
     def _attend(self, wanted: bool) -> None:
         """Somebody waits for events, and for the end of the tree."""

@@ -122,6 +122,7 @@ class HookRunner:
         self._spawn = spawn
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own_thread: threading.Thread | None = None
+        self._begun: set[tuple[Coroutine[Any, Any, object], ...]] = set()
         self._lock = threading.Lock()
         self._closed = False
         # A coroutine hook runs where its owner's other coroutines do.
@@ -137,10 +138,9 @@ class HookRunner:
 
     # ---- called by the core, with the hook's thread ----
 
-    def need_standby(self) -> None:
-        """Nobody could take over if the hook hung."""
-        if not self._spawn():
-            raise RuntimeError("no thread could be started to watch the hook")
+    def want_standby(self) -> None:
+        """One more thread should come while this one is in the hook."""
+        self._spawn()
 
     def hook_raised(self, request: _core.Request, error: BaseException) -> None:
         """Deny, and keep the error."""
@@ -208,12 +208,24 @@ class HookRunner:
                 self._answer(request, answer)
 
         runner = run()
+        # Of a task that is cancelled before its first step, neither has begun.
+        pair = (runner, coroutine)
+        with self._lock:
+            self._begun.add(pair)
+
+        def done(_: object) -> None:
+            coroutine.close()
+            with self._lock:
+                self._begun.discard(pair)
+
         try:
-            asyncio.run_coroutine_threadsafe(runner, self._event_loop())
+            future = asyncio.run_coroutine_threadsafe(runner, self._event_loop())
         except RuntimeError as error:
             runner.close()
-            coroutine.close()
+            done(None)
             self.hook_raised(request, error)
+        else:
+            future.add_done_callback(done)
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         """The owner's loop, or one on a thread of its own."""
@@ -223,10 +235,21 @@ class HookRunner:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._own_thread = threading.Thread(
-                    target=self._loop.run_forever, name="portseccomp-hooks", daemon=True
+                    target=self._run_loop, name="portseccomp-hooks", daemon=True
                 )
                 self._own_thread.start()
             return self._loop
+
+    def _run_loop(self) -> None:
+        loop = self._loop
+        assert loop is not None
+        loop.run_forever()
+        loop.close()
+        with self._lock:
+            begun, self._begun = self._begun, set()
+        for runner, coroutine in begun:
+            runner.close()
+            coroutine.close()
 
     def close(self) -> None:
         """End the loop's thread, if there is one."""
@@ -245,9 +268,8 @@ class HookRunner:
             loop.call_soon(loop.stop)
 
         loop.call_soon_threadsafe(stop)
-        thread.join(1.0)
-        if not thread.is_alive():
-            loop.close()
+        if thread is not threading.current_thread():  # a hook may close its guard
+            thread.join(1.0)  # else it ends when its hooks let it
 
 
 async def _await(awaitable: Awaitable[object]) -> object:

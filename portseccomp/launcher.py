@@ -110,7 +110,7 @@ class Launcher:
         self._retired = False
         self.features = 0
         self.used = False
-        started: SimpleQueue[KernelError | None] = SimpleQueue()
+        started: SimpleQueue[BaseException | None] = SimpleQueue()
 
         def install() -> None:
             if confine:
@@ -138,7 +138,7 @@ class Launcher:
             raise failure from None
 
     def _main(
-        self, install: Callable[[], None], started: SimpleQueue[KernelError | None]
+        self, install: Callable[[], None], started: SimpleQueue[BaseException | None]
     ) -> None:
         try:
             install()
@@ -147,6 +147,9 @@ class Launcher:
             return
         except OSError as error:
             started.put(explain_confine_error(error))
+            return
+        except BaseException as error:
+            started.put(error)  # or nobody would ever hear of it
             return
         started.put(None)
         while (job := self._jobs.get()) is not None:

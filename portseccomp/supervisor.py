@@ -24,6 +24,7 @@ _LAST_EVENTS = 2.0
 
 # How often the dispatcher looks again if nothing rings: a safety net.
 _LOOK_AGAIN = 60.0
+_LOOK_SOON = 0.002
 
 
 class Supervision:
@@ -60,9 +61,13 @@ class Supervision:
         )
 
     def start(self) -> None:
-        """Start a leader and a standby, and the dispatcher."""
-        self.spawn()
-        self.spawn()
+        """Start a leader and a standby, and the dispatcher.
+
+        Raises RuntimeError where a thread can't be started.
+        """
+        for _ in range(2):
+            if not self.spawn():
+                raise RuntimeError("can't start new thread")
         self._dispatcher.start()
 
     def spawn(self) -> bool:
@@ -74,12 +79,15 @@ class Supervision:
                 target=self._serve, name="portseccomp-supervisor", daemon=True
             )
             self._threads.add(thread)
-            try:
-                thread.start()
-            except RuntimeError:
+        # Without the lock: start() waits for the thread, for ever if that finds
+        # no memory to begin with.
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            with self._lock:
                 self._threads.discard(thread)
-                return False
-            return True
+            return False
+        return True
 
     def _serve(self) -> None:
         try:
@@ -110,23 +118,30 @@ class Supervision:
         return self._core.live == 0 and self._delivered == self._core.pushed
 
     def _dispatch(self) -> None:
+        spawned = False
         while not self._stopping:
-            self._core.wait_events(_LOOK_AGAIN)
+            # One that was spawned may not have arrived yet: look soon again.
+            self._core.wait_events(_LOOK_SOON if spawned else _LOOK_AGAIN)
             try:
                 self.drain()
             except BaseException as error:
                 self.failure = error  # told at the end; events go on
-            if self._core.standbys == 0:
-                self.spawn()
+                spawned = True  # what could not be done is done soon
+                continue
+            spawned = self._core.wants_thread and self.spawn()
 
     def drain(self) -> None:
         """Deliver what there is; empty at the end, so that waiters look again."""
         with self._draining:
-            while events := self._core.next_events(256):
+            while True:
+                events = self._core.next_events(256)
+                taken = self._core.taken  # more, where one found no memory
+                if taken == self._delivered:
+                    break
                 try:
                     self._deliver(events)
                 finally:
-                    self._delivered += len(events)
+                    self._delivered = taken
             self._deliver([])
 
     # ---- the end ----
@@ -138,13 +153,14 @@ class Supervision:
             threads = list(self._threads)
         self._core.stop()
         for thread in threads:
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread() and thread.ident:
                 # Those in a hook come back when it returns, if ever.
                 thread.join(0.25)
         self._core.close()
         self._core.ring()
-        if self._dispatcher is not threading.current_thread():
-            self._dispatcher.join(_LAST_EVENTS)
+        if self._dispatcher is threading.current_thread() or not self._dispatcher.ident:
+            return  # on_event closes its guard: the rest is delivered after it
+        self._dispatcher.join(_LAST_EVENTS)
         if self._dispatcher.is_alive():
             self.failure = self.failure or TimeoutError(
                 "on_event was still running when the guard closed"

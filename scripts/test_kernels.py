@@ -56,7 +56,7 @@ LEFT_OUT = {
     "test_pytest_plugin.py": "runs pytest in pytest",
     "test_security_docs.py": "what documents say",
     "test_servers.py": "other people's servers, in Java, Go and others",
-    "test_soak.py": "hours",
+    "test_soak.py": "a long run of the same",
     "test_verdict.py": "what a hook can answer, without a kernel",
 }
 PYTEST = ("-m", "not slow")

@@ -167,7 +167,6 @@ def test_guard_started_with_few_descriptors(victim, free_port):
         program("guard.close()")
 
 
-@pytest.mark.xfail(strict=True, reason="OSError, from the core")
 @pytest.mark.parametrize("free", [0, 1])
 def test_guard_without_descriptors_raises_kernel_error(free):
     """What Guard raises where no descriptor is free is a KernelError."""
@@ -241,11 +240,8 @@ while sys.stdin.read(1):
 
 @needs_root
 @pytest.mark.parametrize("free", range(7))
-def test_no_privileged_port_with_few_descriptors(free, request):
+def test_no_privileged_port_with_few_descriptors(free):
     """However few descriptors are free, the supervisor's right is not lent."""
-    if free == 3:
-        reason = "with none left for the namespace it is bound with our own right"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     with Embedder(["deny 7"]) as program:
         program(f"start(sys.executable, '-c', {UNPRIVILEGED!r})")
         program(f"fill({free})")
@@ -288,7 +284,7 @@ def test_calls_are_decided_where_no_thread_can_be_started(victim, free_port):
         with pytest.raises(EmbedderError) as caught:
             program("start('true')")
         assert caught.value.kind == "BlockingIOError"
-        with pytest.raises(EmbedderError, match="can't start new thread"):
+        with pytest.raises(EmbedderError, match="can't start the guard's threads"):
             program("guard.call(int)")
         check(program, ports, WORKS)
         program("limit_threads(None)")
@@ -300,7 +296,7 @@ def test_calls_are_decided_where_no_thread_can_be_started(victim, free_port):
 
 @needs_root
 def test_hooks_where_no_thread_can_be_started(victim, free_port):
-    """Hooks that could not be watched are not run: denied; rules go on, then all."""
+    """Hooks that could not be watched are not run: denied; rules go on."""
     asked = [free_port() for _ in range(4)]
     port = free_port()
     rules = [*(f"ask {one}" for one in asked), "allow any"]
@@ -310,8 +306,8 @@ def test_hooks_where_no_thread_can_be_started(victim, free_port):
         return [listen, "tcp4", "127.0.0.1", str(number), "step", "hold", "times=2"]
 
     with (
-        Embedder(rules, through=lonely(), hook=ASKING, hook_timeout=60.0) as program,
-        Outside(*asked[1:]),
+        Embedder(rules, through=lonely(), hook=ASKING, hook_timeout=2.0) as program,
+        Outside(*asked),
     ):
         for number in (*asked, port):
             program(f"start(*{waiting(number)})")
@@ -321,19 +317,17 @@ def test_hooks_where_no_thread_can_be_started(victim, free_port):
         assert [program(f"step({i})") for i in (1, 2, 3)] == ["listen: EACCES"] * 3
         assert program("step(4)") == "listen: 0"
         assert accepts(port)
-        assert program("guard.stats().hook_errors") == 3
+        assert program("hear(0)") == "listen: EACCES"
+        assert program("guard.stats().hook_timeouts") == 4
         program("limit_threads(None)")
         program("release.set()")
-        assert program("hear(0)") == "listen: 0"
         assert program("step(4)") == "listen: 0"
-        # What the hook allows from now on may open.
-        assert not {("tcp", one) for one in asked[1:]} & open_ports()
-        with pytest.raises(EmbedderError, match="no thread could be started"):
+        assert not {("tcp", one) for one in asked} & open_ports()
+        with pytest.raises(EmbedderError, match="missed its deadline"):
             program("guard.close()")
 
 
 @needs_root
-@pytest.mark.xfail(strict=True, reason="RuntimeError; threads and listener are left")
 @pytest.mark.parametrize("more", [1, 2, 3])
 def test_guard_started_with_few_threads(more):
     """Where a thread of the guard can't be started it raises, and leaves nothing."""
@@ -455,9 +449,6 @@ def test_decisions_without_memory(victim, free_port, tmp_path):
         assert (stats["denied"], stats["failed"]) == (3 * 2 * MANY, 0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="events are lost and not counted; no end is seen"
-)
 def test_events_without_memory(victim, free_port, tmp_path):
     """Events that don't fit into memory are counted as lost, and the end is seen."""
     ports = free_port(), free_port()

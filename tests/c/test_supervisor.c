@@ -462,7 +462,7 @@ static void test_hook_answers(void)
 
 static void test_other_thread_answers(void)
 {
-	struct guard *guard = open_guard(HOOK_HANGS, 2, 2, PATIENCE_NS, 4);
+	struct guard *guard = open_guard(HOOK_HANGS, 2, 3, PATIENCE_NS, 4);
 	uint64_t first = UINT64_MAX, second;
 
 	tell(guard, 0, ASKED);

@@ -1108,7 +1108,7 @@ static void start(const uint8_t *bytes, size_t length)
 	memset(books.memory.sets, 0,
 	       (SOCKETS + 1) * sizeof(books.memory.sets[0]));
 	memset(books.memory.interrupted, 0, sizeof(books.memory.interrupted));
-	books.memory.forgot = false;
+	books.memory.claimed = 0;
 	books.memory.clock = 0;
 }
 

@@ -17,7 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static int port, slot;
+static int own, slot;
 
 static int bound_to(int number)
 {
@@ -41,7 +41,7 @@ static void *run(void *unused)
 
 	if (unshare(CLONE_FILES) < 0)
 		exit(2);
-	dup2(bound_to(port), slot);
+	dup2(own, slot);
 	printf("listen: %s\n",
 	       listen(slot, 8) < 0 ? strerrorname_np(errno) : "0");
 	/* Until the next byte: then another thread has its turn. */
@@ -58,13 +58,14 @@ int main(int argc, char **argv)
 	if (argc < 3)
 		return 2;
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	port = atoi(argv[1]);
 	if (read(0, &byte, 1) != 1)
 		return 0;
 	for (;;) {
+		own = bound_to(atoi(argv[1]));
 		slot = bound_to(atoi(argv[2]));
 		pthread_create(&thread, NULL, run, NULL);
 		pthread_join(thread, NULL);
 		close(slot);
+		close(own);
 	}
 }
