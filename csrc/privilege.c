@@ -172,23 +172,36 @@ static uint64_t capabilities_over(int32_t tid, int netns_fd, sa_family_t af)
 
 enum netns { NETNS_OURS, NETNS_FOREIGN, NETNS_UNKNOWN };
 
+/* The cookie of this thread's own network namespace; 0 before it is known. */
+static _Thread_local uint64_t ours;
+
+static void learn_own_netns(void)
+{
+	socklen_t length = sizeof(ours);
+	int own_fd;
+
+	if (ours)
+		return;
+	own_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (own_fd < 0)
+		return;
+	getsockopt(own_fd, SOL_SOCKET, SO_NETNS_COOKIE, &ours, &length);
+	close(own_fd);
+}
+
+void psc_privilege_begin(void)
+{
+	learn_own_netns(); /* while there are descriptors */
+	psc_privilege_drop();
+}
+
 /* Whose network namespace a socket is in; unknown before Linux 5.14. */
 static enum netns netns_of(int fd)
 {
-	static _Thread_local uint64_t ours;
 	uint64_t cookie = 0;
 	socklen_t length = sizeof(cookie);
 
-	if (!ours) {
-		int own_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-
-		if (own_fd >= 0) {
-			getsockopt(own_fd, SOL_SOCKET, SO_NETNS_COOKIE, &ours,
-				   &length);
-			close(own_fd);
-		}
-	}
-	length = sizeof(cookie);
+	learn_own_netns();
 	if (getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) < 0)
 		return NETNS_UNKNOWN;
 	return cookie == ours ? NETNS_OURS : NETNS_FOREIGN;

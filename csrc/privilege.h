@@ -23,6 +23,9 @@
 #include "endpoint.h"
 #include "round.h"
 
+/** psc_privilege_begin - prepare a thread that is to make calls for targets */
+void psc_privilege_begin(void);
+
 /**
  * psc_privilege_drop - lay those capabilities down, for this thread
  *

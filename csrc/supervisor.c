@@ -789,7 +789,7 @@ void psc_worker_init(struct psc_supervisor *supervisor,
 	worker->in_hook = false;
 	worker->request.copy_fd = -1;
 	psc_callers_init(&worker->callers);
-	psc_privilege_drop(); /* for good: the thread is ours */
+	psc_privilege_begin(); /* for good: the thread is ours */
 	pthread_mutex_lock(&supervisor->lists);
 	worker->next = supervisor->workers;
 	supervisor->workers = worker;

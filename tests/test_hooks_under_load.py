@@ -98,9 +98,9 @@ def test_rules_and_deadlines_while_hooks_hang(victim, hook, askers):
     assert found["results"] == ["EACCES"] * askers
     assert (stats.asked, stats.hook_timeouts) == (askers, askers)
     # The deadline is 0.3 s; each hook hangs for 1.5 s.
-    assert found["longest asked"] < 1.2
+    assert found["longest asked"] < 1.4
     assert found["calls"] > 10
-    assert found["longest"] < 1.2
+    assert found["longest"] < 1.4
 
 
 # ---- hooks that call back ----

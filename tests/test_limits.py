@@ -284,7 +284,7 @@ def test_calls_are_decided_where_no_thread_can_be_started(victim, free_port):
         with pytest.raises(EmbedderError) as caught:
             program("start('true')")
         assert caught.value.kind == "BlockingIOError"
-        with pytest.raises(EmbedderError, match="can't start the guard's threads"):
+        with pytest.raises(EmbedderError, match="can't start new thread"):
             program("guard.call(int)")
         check(program, ports, WORKS)
         program("limit_threads(None)")
@@ -348,7 +348,7 @@ def test_guard_started_without_threads():
         program("Guard('deny 1').close()")
         before = program("resources()")
         program("limit_threads(0)")
-        with pytest.raises(EmbedderError, match="can't start new thread"):
+        with pytest.raises(EmbedderError, match="can't start the guard's threads"):
             program("Guard('deny 1').close()")
         assert program(f"resources_but({before})") is None
         program("limit_threads(4)")
@@ -441,8 +441,7 @@ def test_decisions_without_memory(victim, free_port, tmp_path):
         starving.settle()
         starving.starve(False)
         # It was too little: the test tests.
-        failure = "repr(guard._state.supervision.failure)"
-        assert starving.program(failure) == "MemoryError()"
+        assert starving.program("guard.stats().events_lost") > 0
         assert starving.call() == MANY_CALLS
         assert accepts(ports[0])
         stats = starving.program("guard.stats()._asdict()")
