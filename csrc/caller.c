@@ -103,13 +103,14 @@ static int copy_from(const struct psc_caller_handle *handle, int fd)
 {
 	int copy_fd = psc_kernel_pidfd_getfd(handle->pidfd, fd);
 
-	if (copy_fd >= 0 && handle->through_leader) {
+	if (handle->through_leader && (copy_fd >= 0 || copy_fd == -EBADF)) {
 		/* After the copy: tables part, but never become one again. */
 		int differs = psc_kernel_kcmp_files(handle->pid, handle->tid);
 
 		if (differs == 0)
 			return copy_fd;
-		close(copy_fd);
+		if (copy_fd >= 0)
+			close(copy_fd);
 		return differs < 0 ? differs : -EXDEV;
 	}
 	return copy_fd;
