@@ -171,9 +171,8 @@ def test_forty_stuck_threads_of_one_process(victim, attack, policy):
 
     with ExitStack() as stack, Guard(policy, on_event=count) as guard:
         (one,) = attackers(stack, guard, [victim(attack), "40"], 1)
-        wait_for(lambda: guard.stats().requests == 40)
+        wait_for(lambda: guard.stats().failed == 37)
         wait_for(lambda: guard.stats().takeovers == 3)
-        assert guard.stats().failed == 37
         denied = 1000 if policy == "deny any" else 0
         assert hammer(guard, victim, 1000) == denied
         assert guard.stats().takeovers < 20
@@ -181,7 +180,8 @@ def test_forty_stuck_threads_of_one_process(victim, attack, policy):
         assert guard.wait(LIMIT)
         wait_for(lambda: is_settled(guard.stats()))
     stats = guard.stats()
-    assert stats.requests == 1040
+    # A round that is stuck is a request as soon as it is more than a bind.
+    assert 1037 <= stats.requests <= 1040
     check_books(stats, reasons.total())
     stuck = next(one for one in reasons if one)
     assert "stuck" in stuck
