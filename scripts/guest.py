@@ -479,6 +479,7 @@ def follow(
                     show(line)
                 elif line.endswith(START):
                     started = True
+                    early.clear()
                 else:
                     early.append(line)  # the firmware's, and complaints
         finally:

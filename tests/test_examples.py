@@ -145,7 +145,7 @@ def test_packages_for_apt():
     assert {"gcc", "nginx-light", "default-jdk-headless"} <= set(done.stdout.split())
     done = run(CHECK_TOOLS, "--packages", "tests")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "check_tools: sections are build and test\n"
+    assert done.stderr == "check_tools: sections are build, test, fuzz and kernels\n"
 
 
 def test_packages_that_tests_ask_for_are_listed():
