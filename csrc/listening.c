@@ -108,14 +108,20 @@ void psc_listening_trust(int fd, struct psc_memory *memory)
 	struct psc_memory_entry known;
 	uint64_t cookie;
 
-	if (psc_socket_read(fd, &place) < 0 || !psc_endpoint_is_tcp(&place) ||
-	    place.port == PSC_PORT_EPHEMERAL || !psc_socket_is_idle(fd))
-		return;
+	/*
+	 * A copy of a target's socket is left alone: reading its name waits for
+	 * its lock, which the target may keep. The cookie needs no lock.
+	 */
 	cookie = psc_socket_cookie(fd);
+	if (!cookie || !psc_memory_claim(memory, cookie))
+		return;
 	psc_memory_find(memory, cookie, &known);
-	if (cookie && known.kind == PSC_MEMORY_NOTHING)
+	if (known.kind == PSC_MEMORY_NOTHING &&
+	    psc_socket_read(fd, &place) == 0 && psc_endpoint_is_tcp(&place) &&
+	    place.port != PSC_PORT_EPHEMERAL && psc_socket_is_idle(fd))
 		psc_memory_store(memory, cookie, PSC_MEMORY_CHOSEN,
 				 PSC_RULE_DEFAULT, &place, place.port);
+	psc_memory_unclaim(memory, cookie);
 }
 
 bool psc_listening_still_holds(const struct psc_request *request,

@@ -246,9 +246,9 @@ static void begin(struct psc_request *request,
 }
 
 /* Take a place among the rounds; false: too many of them are stuck. */
-static bool enter(struct psc_request *request)
+static bool enter(struct psc_request *request, struct psc_books *books)
 {
-	_Atomic int32_t *rounds = request->source->rounds;
+	_Atomic int32_t *rounds = books->rounds;
 	const int32_t pid = request->event.pid ? request->event.pid : -1;
 	int same = 0;
 
@@ -317,7 +317,7 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 					       notif->data.args[0], &in_memory);
 	if (event->call == PSC_CALL_NONE)
 		return fail(request, PSC_FAILURE_CALL, 0, books);
-	if (!enter(request))
+	if (!enter(request, books))
 		return fail(request, PSC_FAILURE_STUCK, 0, books);
 	if (in_memory) {
 		result = read_words(notif, (enum psc_call)event->call, &arguments);

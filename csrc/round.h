@@ -34,7 +34,7 @@
 #include "rules.h"
 #include "stats.h"
 
-/** rounds of one listener that may be under way at one time... */
+/** rounds of one supervisor that may be under way at one time... */
 #define PSC_ROUNDS 16
 /** ...and of one process: a hostile one must not take all threads */
 #define PSC_ROUNDS_PROCESS 3
@@ -48,9 +48,6 @@
  * @sees_binds: PSC_LISTENER_SEES_BINDS
  * @restarts: a signal can make a caller drop an answer that was sent, and call
  *   again: there is no WAIT_KILLABLE_RECV
- * @rounds: the processes whose requests are in hand, 0 where free. Usually one:
- *   more means that threads are stuck, in memory that blocks its reader or on a
- *   socket whose lock is held
  */
 struct psc_source {
 	int fd;
@@ -59,18 +56,23 @@ struct psc_source {
 	bool can_deny;
 	bool sees_binds;
 	bool restarts;
-	_Atomic int32_t rounds[PSC_ROUNDS];
 	struct psc_source *next;
 };
 
 /** psc_source_release - drop one reference */
 void psc_source_release(struct psc_source *source);
 
-/** struct psc_books - where rounds are recorded; shared by all threads */
+/**
+ * struct psc_books - where rounds are recorded; shared by all threads
+ * @rounds: the processes whose requests are in hand, 0 where free. Usually one:
+ *   more means that threads are stuck, in memory that blocks its reader or on a
+ *   socket whose lock is held
+ */
 struct psc_books {
 	struct psc_event_ring ring;
 	struct psc_stats stats;
 	struct psc_memory memory;
+	_Atomic int32_t rounds[PSC_ROUNDS];
 };
 
 /**

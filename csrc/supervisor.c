@@ -337,6 +337,16 @@ int psc_supervisor_install(struct psc_supervisor *supervisor,
 	return result;
 }
 
+/* Whether a descriptor is the copy of a socket that the hook decides about. */
+static bool waits_for_hook(struct psc_supervisor *supervisor, int fd)
+{
+	for (int i = 0; i < PSC_ASKS; i++)
+		if (atomic_load(&supervisor->asks[i].state) & ASK_STATE_MASK &&
+		    supervisor->asks[i].request.copy_fd == fd)
+			return true;
+	return false;
+}
+
 void psc_supervisor_trust(struct psc_supervisor *supervisor)
 {
 	DIR *descriptors = opendir("/proc/self/fd");
@@ -345,7 +355,8 @@ void psc_supervisor_trust(struct psc_supervisor *supervisor)
 	if (!descriptors)
 		return; /* then they are judged as sockets of nobody's */
 	while ((entry = readdir(descriptors)))
-		if (entry->d_name[0] != '.')
+		if (entry->d_name[0] != '.' &&
+		    !waits_for_hook(supervisor, atoi(entry->d_name)))
 			psc_listening_trust(atoi(entry->d_name),
 					    &supervisor->books.memory);
 	closedir(descriptors);

@@ -8,6 +8,7 @@ is left to stand by (a hook hangs), and one that carries events to Python.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from portseccomp import _core
@@ -16,8 +17,9 @@ from portseccomp.hook import Hook, HookRunner
 
 # Hooks that may run at one time; further requests queue for them.
 MAX_HOOKS = 16
-# A leader, a standby, hooks, and those stuck in a system call.
-_MAX_THREADS = MAX_HOOKS + 16
+# Hooks, as many that can be stuck in a system call (PSC_ROUNDS in the core), a
+# leader, standbys, and one to spare.
+_MAX_THREADS = MAX_HOOKS + 16 + 4
 
 # How long the last events may take to be delivered.
 _LAST_EVENTS = 2.0
@@ -152,10 +154,11 @@ class Supervision:
             self._stopping = True
             threads = list(self._threads)
         self._core.stop()
+        limit = time.monotonic() + 0.25
         for thread in threads:
             if thread is not threading.current_thread() and thread.ident:
                 # Those in a hook come back when it returns, if ever.
-                thread.join(0.25)
+                thread.join(max(limit - time.monotonic(), 0))
         self._core.close()
         self._core.ring()
         if self._dispatcher is threading.current_thread() or not self._dispatcher.ident:
