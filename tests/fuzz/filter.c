@@ -208,14 +208,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
 	do {
 		struct seccomp_data data;
 		bool reads_args, in_memory, multiplexed;
+		enum call_kind kind;
 		uint32_t action;
 
 		take_call(&input, &data);
 		action = bpf_run(program, &data, &reads_args);
-		multiplexed = kind_of(data.arch, (uint32_t)data.nr) ==
-			      MULTIPLEXED;
+		kind = kind_of(data.arch, (uint32_t)data.nr);
+		multiplexed = kind == MULTIPLEXED;
 		MUST(action == action_of(kernel, &need, &data));
-		MUST(!reads_args || multiplexed);
+		MUST(!reads_args || multiplexed ||
+		     (need.no_listener && kind == SECCOMP_CALL) ||
+		     (need.no_prlimit && kind == PRLIMIT_CALL));
 		MUST(psc_filter_call(data.arch, data.nr, data.args[0],
 				     &in_memory) == call_of(&data));
 		MUST(in_memory == multiplexed);
