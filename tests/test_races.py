@@ -190,7 +190,7 @@ def test_number_used_again_in_mid_call(victim, free_port, kind, policy):
         assert not accepts("127.0.0.1", forbidden)
         assert holds_open(process.pid) <= {("tcp", allowed), ("udp", allowed)}
     assert (outside["seen"], result["good"]) == (0, 0)
-    assert result["used"] > tries * 0.9
+    assert result["used"] > tries * 0.5
     # Each call was taken for the caller's own, and both were met.
     assert set(seen) == {
         ("first", allowed, "allow", kind != "thread"),
