@@ -26,6 +26,7 @@
 #include "fuzz.h"
 #include "kernel.h"
 #include "listener.h"
+#include "listening.h"
 #include "privilege.h"
 #include "round.h"
 
@@ -55,6 +56,7 @@ enum thing { INTERNET, UNIX_SOCKET, NETLINK, NAMELESS, NO_SOCKET, PATH_ONLY };
  * @moved: the core bound it elsewhere than it was asked to
  * @loose: bound or opened by the kernel itself, where the README says that
  *   nothing protects
+ * @trusted: bound by whoever started the caller: its number counts
  */
 struct socket {
 	enum thing thing;
@@ -65,7 +67,7 @@ struct socket {
 	bool v6only, no_port, listening, connected, shut;
 	bool locked, deaf;
 	uint8_t bound_host[16];
-	bool by_bind, chosen, moved, loose, touched;
+	bool by_bind, chosen, moved, loose, touched, trusted;
 };
 
 /** struct call - one round, and what the caller and the core did in it */
@@ -96,7 +98,7 @@ struct allowed {
 static struct world {
 	struct fuzz_input input;
 	struct fuzz_policy made;
-	bool needs_bind;
+	bool needs_bind; /* binds are notified, too */
 	struct socket sockets[SOCKETS];
 	int table[SOCKETS]; /* descriptor -> socket */
 	struct call *call;
@@ -460,6 +462,7 @@ int __wrap_close(int fd);
 int __real_fstat(int fd, struct stat *ret_stat);
 int __wrap_fstat(int fd, struct stat *ret_stat);
 int __wrap_getsockname(int fd, struct sockaddr *address, socklen_t *length);
+int __wrap_getpeername(int fd, struct sockaddr *address, socklen_t *length);
 int __wrap_getsockopt(int fd, int level, int name, void *value,
 		      socklen_t *length);
 int __wrap_setsockopt(int fd, int level, int name, const void *value,
@@ -474,7 +477,8 @@ static struct socket *socket_of(int fd)
 	MUST(fd >= COPY_FD && fd < COPY_FD + world.copied);
 	MUST(world.copies[fd - COPY_FD].open);
 	MUST(world.copies[fd - COPY_FD].owner == world.call);
-	meddle();
+	if (world.call)
+		meddle();
 	return &world.sockets[world.copies[fd - COPY_FD].socket];
 }
 
@@ -507,8 +511,17 @@ int __wrap_getsockname(int fd, struct sockaddr *address, socklen_t *length)
 {
 	const struct socket *socket = socket_of(fd);
 
-	world.call->found = socket->thing;
+	if (world.call)
+		world.call->found = socket->thing;
 	return failing(write_name(socket, address, length));
+}
+
+int __wrap_getpeername(int fd, struct sockaddr *address, socklen_t *length)
+{
+	const struct socket *socket = socket_of(fd);
+
+	return socket->connected ? failing(write_name(socket, address, length))
+				 : failing(ENOTCONN);
 }
 
 int __wrap_getsockopt(int fd, int level, int name, void *value,
@@ -783,6 +796,16 @@ int psc_listener_continue(int listener_fd, uint64_t id)
 
 /* ---- what must hold ---- */
 
+/* What was allowed as open on both may be either (IPV6_ADDRFORM). */
+static bool is_part_of(const struct psc_endpoint *where,
+		       const struct psc_endpoint *allowed)
+{
+	if (allowed->dual_stack)
+		return where->family == PSC_FAMILY_IPV4 ||
+		       where->family == PSC_FAMILY_IPV6;
+	return where->family == allowed->family && !where->dual_stack;
+}
+
 static bool hook_allowed(const struct socket *socket,
 			 const struct psc_endpoint *where)
 {
@@ -790,10 +813,9 @@ static bool hook_allowed(const struct socket *socket,
 		const struct allowed *one = &world.allowed[i];
 
 		if (one->cookie == socket->cookie &&
-		    one->where.family == where->family &&
+		    is_part_of(where, &one->where) &&
 		    one->where.port == where->port &&
-		    memcmp(one->where.address, where->address, 16) == 0 &&
-		    (one->where.dual_stack || !where->dual_stack))
+		    memcmp(one->where.address, where->address, 16) == 0)
 			return true;
 	}
 	return false;
@@ -823,6 +845,11 @@ static void check_socket(const struct socket *socket)
 		       !socket->connected;
 	if (!open || !world.source.can_deny || may_be_open(socket, &where))
 		return;
+	TRACE("socket %d: family %d, address %02x%02x..%02x%02x, port %d, %s, %s\n",
+	      index_of(socket), where.family, where.address[0],
+	      where.address[1], where.address[14], where.address[15],
+	      (int)where.port, where.dual_stack ? "dual stack" : "one stack",
+	      socket->chosen ? "chosen" : "the kernel's choice");
 	/* Where the kernel chose the port it may be judged as ephemeral. */
 	where.port = PSC_PORT_EPHEMERAL;
 	MUST(!socket->chosen && may_be_open(socket, &where));
@@ -846,7 +873,7 @@ static void check_quiet_listen(const struct call *call,
 	    before->listening)
 		return;
 	where = endpoint_of(before);
-	if (world.needs_bind && !before->chosen &&
+	if (world.needs_bind && !before->chosen && !before->trusted &&
 	    psc_endpoint_is_tcp(&where))
 		where.port = PSC_PORT_EPHEMERAL;
 	switch (slow_judge(&world.made.policy, &where, &rule)) {
@@ -1056,7 +1083,7 @@ static void take_socket(struct socket *socket, uint64_t cookie)
 	socket->cookie = cookie;
 	socket->v6only = bits & 16;
 	socket->no_port = bits & 32;
-	if (bits & 64 && !world.needs_bind && !is_udp(socket)) {
+	if (bits & 64 && !is_udp(socket)) {
 		uint8_t address[128];
 		int length = take_address(socket, address);
 
@@ -1065,16 +1092,35 @@ static void take_socket(struct socket *socket, uint64_t cookie)
 	}
 }
 
-/* When the guard asks for binds: portseccomp/policy.py, needs_bind. */
-static bool policy_needs_bind(const struct psc_policy *policy)
+/* As for what a target inherits: some of it is known, some came by itself. */
+static void take_trust(struct socket *socket)
+{
+	const int next = world.copied++;
+
+	if (fuzz_u8(&world.input) & 1)
+		return;
+	world.copies[next].socket = index_of(socket);
+	world.copies[next].open = true;
+	psc_listening_trust(COPY_FD + next, &books.memory);
+	world.copies[next].open = false;
+	socket->trusted = true;
+}
+
+static bool is_internet(const struct psc_rule *rule)
+{
+	return rule->family <= PSC_FAMILY_IPV6;
+}
+
+/* Whether binds are decided: portseccomp/policy.py, _decides_binds. */
+static bool policy_decides_binds(const struct psc_policy *policy)
 {
 	if (policy->default_verdict != PSC_VERDICT_ALLOW || policy->count == 0)
 		return true;
 	for (size_t i = 0; i < policy->count; i++) {
 		const struct psc_rule *rule = &policy->rules[i];
-		const bool internet = rule->family <= PSC_FAMILY_IPV6;
 
-		if (internet && rule->match_protocol != PSC_PROTOCOL_TCP)
+		if (is_internet(rule) &&
+		    rule->match_protocol != PSC_PROTOCOL_TCP)
 			return true;
 		if (rule->match_ports == PSC_PORTS_EPHEMERAL ||
 		    rule->verdict == PSC_VERDICT_MOVE)
@@ -1086,6 +1132,16 @@ static bool policy_needs_bind(const struct psc_policy *policy)
 	return false;
 }
 
+/* Whether they are notified at least: portseccomp/policy.py, needs_bind. */
+static bool policy_needs_bind(const struct psc_policy *policy)
+{
+	for (size_t i = 0; i < policy->count; i++)
+		if (policy->rules[i].verdict != PSC_VERDICT_ALLOW &&
+		    policy->rules[i].family != PSC_FAMILY_VSOCK)
+			return true;
+	return policy_decides_binds(policy);
+}
+
 static void start(const uint8_t *bytes, size_t length)
 {
 	memset(&world, 0, sizeof(world));
@@ -1093,23 +1149,38 @@ static void start(const uint8_t *bytes, size_t length)
 	world.next_port = MADE_UP_PORT;
 	fuzz_policy(&world.input, &world.made);
 	world.needs_bind = policy_needs_bind(&world.made.policy);
+	world.made.policy.quiet_binds =
+		!policy_decides_binds(&world.made.policy);
 	world.source = (struct psc_source){
 		.fd = 3,
 		.references = 1,
 		.policy = &world.made.policy,
 		.can_deny = psc_rules_can_deny(&world.made.policy),
+		.sees_binds = world.needs_bind,
 		.restarts = fuzz_below(&world.input, 2),
 	};
-	for (int i = 0; i < SOCKETS; i++) {
-		world.table[i] = i;
-		take_socket(&world.sockets[i], (uint64_t)i + 1);
-	}
+	TRACE("default %d\n", world.made.policy.default_verdict);
+	for (size_t i = 0; i < world.made.policy.count; i++)
+		TRACE("rule %zu: verdict %d, family %d, protocol %d, address %d/%d, "
+		      "ports %d: %u to %u\n",
+		      i, world.made.rules[i].verdict, world.made.rules[i].family,
+		      world.made.rules[i].match_protocol,
+		      world.made.rules[i].match_address,
+		      world.made.rules[i].prefix_length,
+		      world.made.rules[i].match_ports,
+		      world.made.rules[i].port_first,
+		      world.made.rules[i].port_last);
 	/* Only these sets have been used: clearing all takes longer than a run. */
 	memset(books.memory.sets, 0,
 	       (SOCKETS + 1) * sizeof(books.memory.sets[0]));
 	memset(books.memory.interrupted, 0, sizeof(books.memory.interrupted));
 	books.memory.claimed = 0;
 	books.memory.clock = 0;
+	for (int i = 0; i < SOCKETS; i++) {
+		world.table[i] = i;
+		take_socket(&world.sockets[i], (uint64_t)i + 1);
+		take_trust(&world.sockets[i]);
+	}
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
