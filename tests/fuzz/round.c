@@ -57,6 +57,7 @@ enum thing { INTERNET, UNIX_SOCKET, NETLINK, NAMELESS, NO_SOCKET, PATH_ONLY };
  * @loose: bound or opened by the kernel itself, where the README says that
  *   nothing protects
  * @trusted: bound by whoever started the caller: its number counts
+ * @unknown: bound where the core saw nothing: the strictest verdict counts
  */
 struct socket {
 	enum thing thing;
@@ -67,7 +68,7 @@ struct socket {
 	bool v6only, no_port, listening, connected, shut;
 	bool locked, deaf;
 	uint8_t bound_host[16];
-	bool by_bind, chosen, moved, loose, touched, trusted;
+	bool by_bind, chosen, moved, loose, touched, trusted, unknown;
 };
 
 /** struct call - one round, and what the caller and the core did in it */
@@ -885,7 +886,7 @@ static void check_quiet_listen(const struct call *call,
 		MUST(!socket->listening);
 		MUST(call->error == (rule < 0 ? world.made.policy.error
 					      : world.made.rules[rule].error) ||
-		     call->copies < 0 || call->found != INTERNET ||
+		     before->unknown || call->found != INTERNET ||
 		     call->error == world.made.policy.error ||
 		     call->error == EFAULT);
 		break;
@@ -1097,7 +1098,8 @@ static void take_trust(struct socket *socket)
 {
 	const int next = world.copied++;
 
-	if (fuzz_u8(&world.input) & 1)
+	socket->unknown = fuzz_u8(&world.input) & 1;
+	if (socket->unknown)
 		return;
 	world.copies[next].socket = index_of(socket);
 	world.copies[next].open = true;
