@@ -1096,11 +1096,14 @@ static void take_socket(struct socket *socket, uint64_t cookie)
 /* As for what a target inherits: some of it is known, some came by itself. */
 static void take_trust(struct socket *socket)
 {
-	const int next = world.copied++;
+	const int next = world.copied;
 
+	if (socket->port == 0)
+		return;
 	socket->unknown = fuzz_u8(&world.input) & 1;
 	if (socket->unknown)
 		return;
+	world.copied++;
 	world.copies[next].socket = index_of(socket);
 	world.copies[next].open = true;
 	psc_listening_trust(COPY_FD + next, &books.memory);
