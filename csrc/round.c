@@ -91,7 +91,6 @@ static void close_copy(struct psc_request *request)
 {
 	const int copy_fd = request->copy_fd;
 
-	unclaim(request);
 	request->copy_fd = -1; /* first, for a child that is forked in between */
 	if (copy_fd >= 0)
 		close(copy_fd);
@@ -114,11 +113,20 @@ static void count(struct psc_request *request, struct psc_books *books)
 static void answer(struct psc_request *request, struct psc_books *books)
 {
 	struct psc_event *event = &request->event;
+	const bool is_bind = event->call == PSC_CALL_BIND;
 	int result;
 
 	if (event->open && event->first)
 		event->inode = psc_socket_inode(request->copy_fd);
 	close_copy(request);
+	/*
+	 * The claim goes last: the same call, made again after a signal, waits for
+	 * it in another thread, and must find its first round over and remembered.
+	 * But before the answer: or the caller's next call could find it.
+	 */
+	if (is_bind && request->source->restarts)
+		psc_binding_interrupted(request, &books->memory);
+	unclaim(request);
 	event->latency_ns = psc_round_now() - request->started_ns;
 	count(request, books);
 	if (!is_hidden(request))
@@ -134,8 +142,7 @@ static void answer(struct psc_request *request, struct psc_books *books)
 					     event->error);
 	if (result < 0)
 		psc_stats_add(&books->stats.vanished);
-	if (event->call == PSC_CALL_BIND &&
-	    (result < 0 || request->source->restarts))
+	if (is_bind && result < 0 && !request->source->restarts)
 		psc_binding_interrupted(request, &books->memory);
 }
 
@@ -181,12 +188,18 @@ static enum psc_round_state finish_call(struct psc_request *request, int result,
 	return PSC_ROUND_DONE;
 }
 
+void psc_round_vanish(struct psc_request *request, struct psc_books *books)
+{
+	close_copy(request);
+	unclaim(request);
+	count(request, books);
+	psc_stats_add(&books->stats.vanished);
+}
+
 static enum psc_round_state gone(struct psc_request *request,
 				 struct psc_books *books)
 {
-	close_copy(request);
-	count(request, books);
-	psc_stats_add(&books->stats.vanished);
+	psc_round_vanish(request, books);
 	return PSC_ROUND_DONE;
 }
 
@@ -416,6 +429,11 @@ void psc_round_close(struct psc_request *request, struct psc_books *books)
 
 	if (request->asked) {
 		/* Much may have happened in the hook's time. */
+		if (psc_listener_id_valid(request->source->fd, request->id) <
+		    0) {
+			psc_round_vanish(request, books);
+			return;
+		}
 		if (!claim(request, books) ||
 		    (event->call == PSC_CALL_LISTEN &&
 		     !psc_listening_still_holds(request, &books->memory))) {

@@ -144,6 +144,11 @@ void psc_round_leave(struct psc_request *request);
 void psc_round_close(struct psc_request *request, struct psc_books *books);
 
 /**
+ * psc_round_vanish - nobody waits for the answer: count it, and close the copy
+ */
+void psc_round_vanish(struct psc_request *request, struct psc_books *books);
+
+/**
  * psc_round_fail - deny for a reason that is not the policy's
  * @failure: the reason
  * @failure_error: the errno that tells more, or 0

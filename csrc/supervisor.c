@@ -180,6 +180,27 @@ static void fail_asks(struct psc_supervisor *supervisor)
 			 PSC_FAILURE_CLOSED);
 }
 
+/*
+ * A thread that calls again waits no more for what it called before: a signal
+ * has interrupted it, or it is another thread of the same number. The copy of
+ * that socket would keep a port busy that the caller has closed by now.
+ */
+static void drop_stale_asks(struct psc_supervisor *supervisor, int32_t tid)
+{
+	if (atomic_load(&supervisor->asks_open) == 0 || tid == 0)
+		return;
+	for (uint64_t i = 0; i < PSC_ASKS; i++) {
+		const uint64_t ticket = ask_ticket(supervisor, i);
+
+		if (atomic_load(&supervisor->asks[i].tid) != tid ||
+		    !ask_claim(supervisor, ticket))
+			continue;
+		psc_round_vanish(&supervisor->asks[i].request,
+				 &supervisor->books);
+		ask_release(supervisor, ticket);
+	}
+}
+
 /* Deny what has waited too long. Return ns to the next deadline, or -1. */
 static int64_t expire_asks(struct psc_supervisor *supervisor)
 {
@@ -514,6 +535,7 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 	psc_round_leave(request);
 	ask->request = *request;
 	request->copy_fd = -1; /* the slot's, from here on */
+	atomic_store(&ask->tid, request->event.tid);
 	atomic_store(&ask->deadline_ns,
 		     request->started_ns + supervisor->hook_timeout_ns);
 
@@ -587,6 +609,7 @@ static enum serve_result serve(struct psc_supervisor *supervisor,
 	}
 
 	enter_round(supervisor, worker);
+	drop_stale_asks(supervisor, (int32_t)notif.pid);
 	served = more_waits(worker, source->fd, (int32_t)notif.pid)
 			 ? SERVED_MORE
 			 : SERVED;

@@ -47,10 +47,12 @@ enum psc_ask_state {
  * struct psc_ask - a request that the hook decides
  * @state: generation << 3 | enum psc_ask_state
  * @deadline_ns: CLOCK_MONOTONIC
+ * @tid: the thread that waits
  */
 struct psc_ask {
 	_Atomic uint64_t state;
 	_Atomic int64_t deadline_ns;
+	_Atomic int32_t tid;
 	struct psc_request request;
 };
 
