@@ -4,6 +4,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
+/* In the head of a ring that takes no more events. */
+#define CLOSED (UINT64_C(1) << 63)
+
 /*
  * A bounded queue for many producers and consumers, after the well-known
  * scheme of D. Vyukov. Slot i is used by positions i, i + capacity, ... Its
@@ -43,7 +46,7 @@ static struct psc_event_slot *slot_of(struct psc_event_ring *ring,
 
 /*
  * Move @end past the position whose slot has reached its turn, which is
- * @lead ahead of the position. Return the slot, or NULL: full, or empty.
+ * @lead ahead of the position. Return the slot, or NULL: full, empty, or closed.
  */
 static struct psc_event_slot *claim(struct psc_event_ring *ring,
 				    _Atomic uint64_t *end, uint64_t lead,
@@ -57,7 +60,7 @@ static struct psc_event_slot *claim(struct psc_event_ring *ring,
 						     memory_order_acquire);
 		int64_t ahead = (int64_t)(turn - (position + lead));
 
-		if (ahead < 0)
+		if (ahead < 0 || position & CLOSED)
 			return NULL;
 		if (ahead > 0) {
 			position = atomic_load_explicit(end,
@@ -105,15 +108,27 @@ bool psc_event_ring_pop(struct psc_event_ring *ring,
 	return true;
 }
 
+void psc_event_ring_close(struct psc_event_ring *ring)
+{
+	/* Whoever has not moved head past its position by now never will. */
+	atomic_fetch_or(&ring->head, CLOSED);
+}
+
 void psc_event_ring_lose(struct psc_event_ring *ring, uint64_t count)
 {
 	atomic_fetch_add_explicit(&ring->lost, count, memory_order_relaxed);
 }
 
+uint64_t psc_event_ring_pushed(struct psc_event_ring *ring)
+{
+	return atomic_load_explicit(&ring->head, memory_order_relaxed) &
+	       ~CLOSED;
+}
+
 uint64_t psc_event_ring_count(struct psc_event_ring *ring)
 {
 	uint64_t tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
-	uint64_t head = atomic_load_explicit(&ring->head, memory_order_relaxed);
+	uint64_t head = psc_event_ring_pushed(ring);
 
 	return head > tail ? head - tail : 0;
 }

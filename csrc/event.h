@@ -112,6 +112,17 @@ bool psc_event_ring_push(struct psc_event_ring *ring,
 bool psc_event_ring_pop(struct psc_event_ring *ring,
 			struct psc_event *ret_event);
 
+/**
+ * psc_event_ring_close - take no more events: later ones are lost, and counted
+ *
+ * Those that were pushed before can be popped; one that another thread is about
+ * to write, a moment later.
+ */
+void psc_event_ring_close(struct psc_event_ring *ring);
+
+/** psc_event_ring_pushed - events that were ever pushed, without the lost ones */
+uint64_t psc_event_ring_pushed(struct psc_event_ring *ring);
+
 /** psc_event_ring_lose - count events as lost that were popped in vain */
 void psc_event_ring_lose(struct psc_event_ring *ring, uint64_t count);
 

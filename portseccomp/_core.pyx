@@ -331,6 +331,7 @@ cdef class Supervisor:
     cdef psc_supervisor *core
     cdef list tables
     cdef bint ready
+    cdef uint64_t in_hand  # events that are being delivered
 
     def __cinit__(self, *, uint64_t capacity, double hook_timeout, int max_hooks):
         self.tables = []
@@ -435,26 +436,47 @@ cdef class Supervisor:
         with nogil:
             psc_supervisor_decide(self.core, request.ticket, verdict, 0, NULL)
 
-    def next_events(self, int most):
-        """Take up to `most` finished requests, as tuples for events.py."""
+    def deliver_events(self, int most, deliver):
+        """Hand up to `most` finished requests to `deliver`; False: there were none.
+
+        `deliver(events)` gets tuples for events.py, and returns how many have
+        arrived. The others are counted as lost: all of them, where it raises.
+        """
         cdef psc_event event
+        cdef uint64_t taken = 0, arrived = 0
         cdef list events = []
-        while len(events) < most and psc_event_ring_pop(&self.core.books.ring, &event):
+        while taken < <uint64_t>most and psc_event_ring_pop(
+            &self.core.books.ring, &event
+        ):
+            taken += 1
             try:
                 events.append(self.event_fields(&event))
             except MemoryError:
-                psc_event_ring_lose(&self.core.books.ring, 1)
                 break
-        return events
+        if taken == 0:
+            return False
+        self.in_hand += taken
+        try:
+            arrived = deliver(events)
+        finally:
+            self.in_hand -= taken
+            psc_event_ring_lose(&self.core.books.ring, taken - min(arrived, taken))
+        return True
 
-    def lose_events(self, uint64_t count):
-        """Count events as lost that were taken, but could not be delivered."""
-        psc_event_ring_lose(&self.core.books.ring, count)
+    def close_events(self):
+        """Take no more events: those that come are counted as lost."""
+        psc_event_ring_close(&self.core.books.ring)
+
+    def lose_events(self):
+        """Count all events that nobody has taken as lost."""
+        cdef psc_event event
+        while psc_event_ring_pop(&self.core.books.ring, &event):
+            psc_event_ring_lose(&self.core.books.ring, 1)
 
     @property
-    def taken(self):
-        """How many events next_events() has taken."""
-        return self.core.books.ring.tail
+    def drained(self):
+        """Whether all events have been delivered, or are lost."""
+        return self.in_hand == 0 and psc_event_ring_count(&self.core.books.ring) == 0
 
     cdef tuple event_fields(self, const psc_event *event):
         return (
@@ -505,8 +527,8 @@ cdef class Supervisor:
 
     @property
     def pushed(self):
-        """How many events there have been, without those that were lost."""
-        return self.core.books.ring.head
+        """How many events the ring has taken, without those that found no room."""
+        return psc_event_ring_pushed(&self.core.books.ring)
 
     def stop(self):
         """Make every thread come back."""

@@ -30,7 +30,7 @@ _FAILURES: Final = (
     "too many requests wait for the hook",
     "the guard was closed in between",
     "the kernel sent a call that the filter does not name",
-    "too many calls of the process are stuck in memory or sockets that it blocks",
+    "too many calls are stuck, in memory or sockets that a process blocks",
     "the socket can't be moved there: it is of another family, or bound already",
 )
 

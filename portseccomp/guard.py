@@ -206,7 +206,7 @@ class Guard:
             core,
             hook=hook,
             runner=runner,
-            deliver=lambda events: (call := deliver()) and call(events),
+            deliver=lambda events: call(events) if (call := deliver()) else 0,
             threshold=capacity // 2 + 1,
         )
         self._state = state = _State(core, supervision, runner)
@@ -363,13 +363,13 @@ class Guard:
 
     # ---- what happened ----
 
-    def _deliver(self, batch: list[EventFields]) -> None:
+    def _deliver(self, batch: list[EventFields]) -> int:
         events: list[Event] = []
         try:
             for fields in batch:
                 events.append(make_event(fields, self._rules))
         except MemoryError:
-            self._state.core.lose_events(len(batch) - len(events))
+            pass  # the others are lost
         self._log.append(events)
         for event in events:
             if event.is_open:
@@ -385,6 +385,7 @@ class Guard:
                     self._failures.add(
                         f"on_event raised {type(error).__name__}: {error}", error
                     )
+        return len(events)
 
     def _warn(self, event: Event) -> None:
         outcome = "denied" if event.verdict == "deny" else "continued unseen"

@@ -33,7 +33,8 @@ class Supervision:
     """Runs a core supervisor on threads, and its events through `deliver`.
 
     `deliver(events)` is called with each batch, possibly an empty one, on one
-    thread. `hook` is None where the policy never asks.
+    thread, and returns how many of them have arrived. `hook` is None where the
+    policy never asks.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Supervision:
         *,
         hook: Hook | None,
         runner: HookRunner,
-        deliver: Callable[[list[EventFields]], None],
+        deliver: Callable[[list[EventFields]], int],
         threshold: int,
     ) -> None:
         self._core = core
@@ -54,8 +55,8 @@ class Supervision:
         self._lock = threading.RLock()
         self._threads: set[threading.Thread] = set()
         self._attention = 0
-        self._delivered = 0
         self._stopping = False
+        self._closed = False
         self._draining = threading.RLock()  # on_event may ask the guard things
         self.failure: BaseException | None = None
         self._dispatcher = threading.Thread(
@@ -117,11 +118,11 @@ class Supervision:
     @property
     def idle(self) -> bool:
         """Whether no target is left, and all events have been delivered."""
-        return self._core.live == 0 and self._delivered == self._core.pushed
+        return self._core.live == 0 and self._core.drained
 
     def _dispatch(self) -> None:
         spawned = False
-        while not self._stopping:
+        while not self._closed:
             # One that was spawned may not have arrived yet: look soon again.
             self._core.wait_events(_LOOK_SOON if spawned else _LOOK_AGAIN)
             try:
@@ -131,20 +132,28 @@ class Supervision:
                 spawned = True  # what could not be done is done soon
                 continue
             spawned = self._core.wants_thread and self.spawn()
+        self._finish()
 
     def drain(self) -> None:
         """Deliver what there is; empty at the end, so that waiters look again."""
         with self._draining:
-            while True:
-                events = self._core.next_events(256)
-                taken = self._core.taken  # more, where one found no memory
-                if taken == self._delivered:
-                    break
-                try:
-                    self._deliver(events)
-                finally:
-                    self._delivered = taken
+            while self._core.deliver_events(256, self._deliver):
+                pass
             self._deliver([])
+
+    def _finish(self) -> None:
+        """Deliver the last events; from now on they are counted as lost."""
+        self._core.close_events()
+        limit = time.monotonic() + _LAST_EVENTS
+        try:
+            self.drain()
+            # One that a thread is about to write comes in a moment.
+            while not self._core.drained and time.monotonic() < limit:
+                time.sleep(0.001)
+                self.drain()
+        except BaseException as error:
+            self.failure = error
+        self._core.lose_events()
 
     # ---- the end ----
 
@@ -160,6 +169,7 @@ class Supervision:
                 # Those in a hook come back when it returns, if ever.
                 thread.join(max(limit - time.monotonic(), 0))
         self._core.close()
+        self._closed = True
         self._core.ring()
         if self._dispatcher is threading.current_thread() or not self._dispatcher.ident:
             return  # on_event closes its guard: the rest is delivered after it
@@ -168,5 +178,3 @@ class Supervision:
             self.failure = self.failure or TimeoutError(
                 "on_event was still running when the guard closed"
             )
-        else:
-            self.drain()

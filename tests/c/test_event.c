@@ -113,6 +113,32 @@ static void test_one(void)
 	psc_event_ring_free(&ring);
 }
 
+static void test_close(void)
+{
+	struct psc_event_ring ring;
+	struct psc_event event;
+
+	REQUIRE(psc_event_ring_init(&ring, 4) == 0);
+	for (uint64_t i = 0; i < 3; i++) {
+		fill(&event, 0, i);
+		CHECK(psc_event_ring_push(&ring, &event));
+	}
+	psc_event_ring_close(&ring);
+	psc_event_ring_close(&ring);
+	CHECK(!psc_event_ring_push(&ring, &event));
+	CHECK_INT(atomic_load(&ring.lost), 1);
+	for (uint64_t i = 0; i < 3; i++) {
+		CHECK_INT(psc_event_ring_count(&ring), 3 - i);
+		CHECK(psc_event_ring_pop(&ring, &event));
+		CHECK_INT(event.cookie, i);
+	}
+	CHECK(!psc_event_ring_pop(&ring, &event));
+	CHECK(!psc_event_ring_push(&ring, &event));
+	CHECK_INT(psc_event_ring_pushed(&ring), 3);
+	CHECK_INT(atomic_load(&ring.lost), 2);
+	psc_event_ring_free(&ring);
+}
+
 /* ---- many threads ---- */
 
 struct traffic {
@@ -220,6 +246,7 @@ static const struct check_test tests[] = {
 	{"a capacity that is no power of two is refused", test_capacity},
 	{"a full ring counts what is lost, and keeps the order", test_fill},
 	{"a ring of one event is refused, or holds one", test_one},
+	{"a closed ring gives what it has, and counts what comes", test_close},
 	{"four producers and two consumers lose, double and tear nothing of a "
 	 "million events",
 	 test_threads},
