@@ -133,8 +133,13 @@ def native() -> Place:
     make = ["make", "--silent", "-C", f"{TREE}/csrc", runner]
     if subprocess.run(make).returncode:
         raise GuestError("the C core's tests could not be built")
-    # For programs that tests start elsewhere, should it not be installed.
-    return Place(TREE, sys.executable, runner, {"/": "/"}, {"PYTHONPATH": TREE})
+    environment = {
+        # For programs that tests start elsewhere, should it not be installed.
+        "PYTHONPATH": TREE,
+        # For `portseccomp`, and the `python` that belongs to it.
+        "PATH": f"{os.path.dirname(sys.executable)}:{ENVIRONMENT['PATH']}",
+    }
+    return Place(TREE, sys.executable, runner, {"/": "/"}, environment)
 
 
 # Built in the guest, by its own compiler: no cross compiler has to match the
