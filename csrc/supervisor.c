@@ -32,9 +32,6 @@ enum lead_phase {
 #define PHASE_BITS 2
 #define PHASE_MASK ((1u << PHASE_BITS) - 1)
 
-#define ASK_STATE_BITS 3
-#define ASK_STATE_MASK ((1u << ASK_STATE_BITS) - 1)
-
 /* How often the watch looks, and after how many quiet looks it sleeps. */
 #define WATCH_TICK_NS (4 * 1000 * 1000)
 #define WATCH_QUIET_TICKS 64
@@ -70,223 +67,38 @@ static void ring_for_events(struct psc_supervisor *supervisor)
 		psc_bell_ring(&supervisor->event_bell);
 }
 
-/* ---- requests that wait for the hook ---- */
+/* ---- the hook ---- */
 
-static uint64_t ask_state(uint64_t generation, enum psc_ask_state state)
+static void close_asks(struct psc_supervisor *supervisor)
 {
-	return generation << ASK_STATE_BITS | state;
-}
-
-static struct psc_ask *ask_of(struct psc_supervisor *supervisor,
-			      uint64_t ticket)
-{
-	return &supervisor->asks[ticket % PSC_ASKS];
-}
-
-static bool ask_move(struct psc_ask *ask, uint64_t generation,
-		     enum psc_ask_state from, enum psc_ask_state to)
-{
-	uint64_t expected = ask_state(generation, from);
-
-	return atomic_compare_exchange_strong(&ask->state, &expected,
-					      ask_state(generation, to));
-}
-
-static void ask_set(struct psc_ask *ask, uint64_t generation,
-		    enum psc_ask_state state)
-{
-	atomic_store(&ask->state, ask_state(generation, state));
-}
-
-/* Take a free slot for good; the caller fills it. NULL: none is free. */
-static struct psc_ask *ask_take(struct psc_supervisor *supervisor,
-				uint64_t *ret_ticket)
-{
-	for (uint64_t i = 0; i < PSC_ASKS; i++) {
-		struct psc_ask *ask = &supervisor->asks[i];
-		uint64_t state = atomic_load(&ask->state);
-		uint64_t generation = state >> ASK_STATE_BITS;
-
-		if ((state & ASK_STATE_MASK) != PSC_ASK_FREE ||
-		    !ask_move(ask, generation, PSC_ASK_FREE, PSC_ASK_CLAIMED))
-			continue;
-		atomic_fetch_add(&supervisor->asks_open, 1);
-		*ret_ticket = generation * PSC_ASKS + i;
-		return ask;
-	}
-	return NULL;
-}
-
-/*
- * Claim a request from whoever else may answer it. True: it is ours, and
- * nobody else will touch it.
- */
-static bool ask_claim(struct psc_supervisor *supervisor, uint64_t ticket)
-{
-	struct psc_ask *ask = ask_of(supervisor, ticket);
-	const uint64_t generation = ticket / PSC_ASKS;
-
-	for (;;) {
-		uint64_t state;
-
-		if (ask_move(ask, generation, PSC_ASK_WAITING, PSC_ASK_CLAIMED))
-			return true;
-		if (ask_move(ask, generation, PSC_ASK_QUEUED,
-			     PSC_ASK_CLAIMED)) {
-			atomic_fetch_sub(&supervisor->asks_queued, 1);
-			return true;
-		}
-		state = atomic_load(&ask->state);
-		if (state == ask_state(generation, PSC_ASK_FREE) ||
-		    state == ask_state(generation, PSC_ASK_CLAIMED) ||
-		    state >> ASK_STATE_BITS != generation)
-			return false;
-		/* BORROWED for the length of one ioctl, or just moved. */
-	}
-}
-
-/* The claimed request has been answered. */
-static void ask_release(struct psc_supervisor *supervisor, uint64_t ticket)
-{
-	struct psc_ask *ask = ask_of(supervisor, ticket);
-
-	psc_source_release(ask->request.source);
-	ask_set(ask, ticket / PSC_ASKS + 1, PSC_ASK_FREE);
-	atomic_fetch_sub(&supervisor->asks_open, 1);
-}
-
-/* The ticket of a slot's present occupant. */
-static uint64_t ask_ticket(struct psc_supervisor *supervisor, uint64_t index)
-{
-	return (atomic_load(&supervisor->asks[index].state) >>
-		ASK_STATE_BITS) * PSC_ASKS + index;
-}
-
-static void ask_fail(struct psc_supervisor *supervisor, uint64_t ticket,
-		     enum psc_failure failure)
-{
-	if (!ask_claim(supervisor, ticket))
-		return;
-	psc_round_fail(&ask_of(supervisor, ticket)->request, failure, 0,
-		       &supervisor->books);
-	ask_release(supervisor, ticket);
-	ring_for_events(supervisor);
-}
-
-static void fail_asks(struct psc_supervisor *supervisor)
-{
-	for (uint64_t i = 0; i < PSC_ASKS; i++)
-		ask_fail(supervisor, ask_ticket(supervisor, i),
-			 PSC_FAILURE_CLOSED);
-}
-
-/*
- * A thread that calls again waits no more for what it called before: a signal
- * has interrupted it, or it is another thread of the same number. The copy of
- * that socket would keep a port busy that the caller has closed by now.
- */
-static void drop_stale_asks(struct psc_supervisor *supervisor, int32_t tid)
-{
-	if (atomic_load(&supervisor->asks_open) == 0 || tid == 0)
-		return;
-	for (uint64_t i = 0; i < PSC_ASKS; i++) {
-		const uint64_t ticket = ask_ticket(supervisor, i);
-
-		if (atomic_load(&supervisor->asks[i].tid) != tid ||
-		    !ask_claim(supervisor, ticket))
-			continue;
-		psc_round_vanish(&supervisor->asks[i].request,
-				 &supervisor->books);
-		ask_release(supervisor, ticket);
-	}
+	if (psc_asks_close(&supervisor->asks, &supervisor->books) > 0)
+		ring_for_events(supervisor);
 }
 
 /* Deny what has waited too long. Return ns to the next deadline, or -1. */
 static int64_t expire_asks(struct psc_supervisor *supervisor)
 {
-	int64_t now, next = -1;
+	int64_t next_ns;
 
-	if (atomic_load(&supervisor->asks_open) == 0)
-		return -1;
-	now = psc_round_now();
-	for (uint64_t i = 0; i < PSC_ASKS; i++) {
-		uint64_t ticket = ask_ticket(supervisor, i);
-		struct psc_ask *ask = &supervisor->asks[i];
-		enum psc_ask_state state = (enum psc_ask_state)(
-			atomic_load(&ask->state) & ASK_STATE_MASK);
-		int64_t left;
-
-		if (state == PSC_ASK_FREE || state == PSC_ASK_CLAIMED)
-			continue;
-		left = atomic_load(&ask->deadline_ns) - now;
-		if (left <= 0) {
-			psc_stats_add(&supervisor->books.stats.late);
-			ask_fail(supervisor, ticket, PSC_FAILURE_DEADLINE);
-		} else if (next < 0 || left < next) {
-			next = left;
-		}
-	}
-	return next;
-}
-
-/* A worker is free for the hook: give it what has waited longest. */
-static bool take_queued(struct psc_supervisor *supervisor,
-			struct psc_worker *worker, uint64_t *ret_ticket)
-{
-	while (atomic_load(&supervisor->asks_queued) > 0) {
-		struct psc_ask *oldest = NULL;
-		uint64_t generation;
-
-		for (uint64_t i = 0; i < PSC_ASKS; i++) {
-			struct psc_ask *ask = &supervisor->asks[i];
-
-			if ((atomic_load(&ask->state) & ASK_STATE_MASK) ==
-				    PSC_ASK_QUEUED &&
-			    (!oldest ||
-			     atomic_load(&ask->deadline_ns) <
-				     atomic_load(&oldest->deadline_ns)))
-				oldest = ask;
-		}
-		if (!oldest)
-			return false;
-		generation = atomic_load(&oldest->state) >> ASK_STATE_BITS;
-		if (!ask_move(oldest, generation, PSC_ASK_QUEUED,
-			      PSC_ASK_CLAIMED))
-			continue;
-		atomic_fetch_sub(&supervisor->asks_queued, 1);
-		worker->request.event = oldest->request.event;
-		*ret_ticket = generation * PSC_ASKS +
-			      (uint64_t)(oldest - supervisor->asks);
-		ask_set(oldest, generation, PSC_ASK_WAITING);
-		return true;
-	}
-	return false;
+	if (psc_asks_expire(&supervisor->asks, &supervisor->books, &next_ns) > 0)
+		ring_for_events(supervisor);
+	return next_ns;
 }
 
 bool psc_supervisor_waits(struct psc_supervisor *supervisor, uint64_t ticket)
 {
-	struct psc_ask *ask = ask_of(supervisor, ticket);
-	const uint64_t generation = ticket / PSC_ASKS;
-	bool waits;
-
-	if (!ask_move(ask, generation, PSC_ASK_WAITING, PSC_ASK_BORROWED))
-		return false;
-	waits = psc_listener_id_valid(ask->request.source->fd,
-				      ask->request.id) == 0;
-	ask_set(ask, generation, PSC_ASK_WAITING);
-	return waits;
+	return psc_asks_waits(&supervisor->asks, ticket);
 }
 
 int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
 			  enum psc_verdict verdict, int error,
 			  const struct psc_target *target)
 {
-	struct psc_request *request;
+	struct psc_request *request = psc_asks_claim(&supervisor->asks, ticket);
 	uint64_t dropped;
 
-	if (!ask_claim(supervisor, ticket))
+	if (!request)
 		return -ESTALE;
-	request = &ask_of(supervisor, ticket)->request;
 	request->decision.verdict = verdict;
 	request->decision.error =
 		error ? error : request->source->policy->error;
@@ -298,7 +110,7 @@ int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
 						       : 0;
 	psc_round_close(request, &supervisor->books);
 	psc_privilege_restore(dropped);
-	ask_release(supervisor, ticket);
+	psc_asks_release(&supervisor->asks, ticket);
 	ring_for_events(supervisor);
 	return 0;
 }
@@ -358,16 +170,6 @@ int psc_supervisor_install(struct psc_supervisor *supervisor,
 	return result;
 }
 
-/* Whether a descriptor is the copy of a socket that the hook decides about. */
-static bool waits_for_hook(struct psc_supervisor *supervisor, int fd)
-{
-	for (int i = 0; i < PSC_ASKS; i++)
-		if (atomic_load(&supervisor->asks[i].state) & ASK_STATE_MASK &&
-		    supervisor->asks[i].request.copy_fd == fd)
-			return true;
-	return false;
-}
-
 void psc_supervisor_trust(struct psc_supervisor *supervisor)
 {
 	DIR *descriptors = opendir("/proc/self/fd");
@@ -377,7 +179,7 @@ void psc_supervisor_trust(struct psc_supervisor *supervisor)
 		return; /* then they are judged as sockets of nobody's */
 	while ((entry = readdir(descriptors)))
 		if (entry->d_name[0] != '.' &&
-		    !waits_for_hook(supervisor, atoi(entry->d_name)))
+		    !psc_asks_hold(&supervisor->asks, atoi(entry->d_name)))
 			psc_listening_trust(atoi(entry->d_name),
 					    &supervisor->books.memory);
 	closedir(descriptors);
@@ -429,7 +231,7 @@ static void let_go(struct psc_supervisor *supervisor)
 
 void psc_supervisor_close(struct psc_supervisor *supervisor)
 {
-	fail_asks(supervisor); /* a round may have opened one after the stop */
+	close_asks(supervisor); /* a round may have opened one after the stop */
 	pthread_mutex_lock(&supervisor->lists);
 	/*
 	 * A thread that is stuck in a round still knows the source and its
@@ -458,9 +260,7 @@ void psc_supervisor_forget(struct psc_supervisor *supervisor)
 	for (struct psc_source *source = supervisor->sources; source;
 	     source = source->next)
 		forget_fd(&source->fd);
-	for (int i = 0; i < PSC_ASKS; i++)
-		if (atomic_load(&supervisor->asks[i].state) & ASK_STATE_MASK)
-			forget_fd(&supervisor->asks[i].request.copy_fd);
+	psc_asks_forget(&supervisor->asks);
 	for (struct psc_worker *worker = supervisor->workers; worker;
 	     worker = worker->next) {
 		forget_fd(&worker->request.copy_fd);
@@ -522,10 +322,11 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 		uint64_t *ret_ticket)
 {
 	struct psc_request *request = &worker->request;
-	struct psc_ask *ask = ask_take(supervisor, ret_ticket);
+	struct psc_request *asked =
+		psc_asks_take(&supervisor->asks, ret_ticket);
 	bool run;
 
-	if (!ask) {
+	if (!asked) {
 		psc_round_fail(request, PSC_FAILURE_BUSY, 0, &supervisor->books);
 		psc_round_leave(request);
 		psc_source_release(request->source);
@@ -533,11 +334,8 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 	}
 	psc_stats_add(&supervisor->books.stats.asked);
 	psc_round_leave(request);
-	ask->request = *request;
+	*asked = *request;
 	request->copy_fd = -1; /* the slot's, from here on */
-	atomic_store(&ask->tid, request->event.tid);
-	atomic_store(&ask->deadline_ns,
-		     request->started_ns + supervisor->hook_timeout_ns);
 
 	/*
 	 * Somebody has to lead while this thread is in the hook, and it may be
@@ -547,14 +345,12 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 	run = atomic_fetch_add(&supervisor->hooks, 1) < supervisor->max_hooks &&
 	      (atomic_load(&supervisor->standbys) > 0 ||
 	       atomic_load(&supervisor->threads) == 1);
-	if (run) {
+	if (run)
 		worker->in_hook = true;
-	} else {
+	else
 		atomic_fetch_sub(&supervisor->hooks, 1);
-		atomic_fetch_add(&supervisor->asks_queued, 1);
-	}
-	ask_set(ask, *ret_ticket / PSC_ASKS,
-		run ? PSC_ASK_WAITING : PSC_ASK_QUEUED);
+	psc_asks_post(&supervisor->asks, *ret_ticket,
+		      request->started_ns + supervisor->hook_timeout_ns, !run);
 	if (!run)
 		psc_bell_ring(&supervisor->event_bell); /* a thread is wanted */
 	return run;
@@ -609,7 +405,8 @@ static enum serve_result serve(struct psc_supervisor *supervisor,
 	}
 
 	enter_round(supervisor, worker);
-	drop_stale_asks(supervisor, (int32_t)notif.pid);
+	psc_asks_forsake(&supervisor->asks, (int32_t)notif.pid,
+			 &supervisor->books);
 	served = more_waits(worker, source->fd, (int32_t)notif.pid)
 			 ? SERVED_MORE
 			 : SERVED;
@@ -770,7 +567,8 @@ int psc_supervisor_run(struct psc_supervisor *supervisor,
 		worker->in_hook = false;
 		atomic_fetch_sub(&supervisor->hooks, 1);
 		if (!atomic_load(&supervisor->stopping) &&
-		    take_queued(supervisor, worker, ret_ticket)) {
+		    psc_asks_dequeue(&supervisor->asks, &worker->request.event,
+				     ret_ticket)) {
 			worker->in_hook = true;
 			atomic_fetch_add(&supervisor->hooks, 1);
 			return PSC_RUN_ASK;
@@ -781,7 +579,8 @@ int psc_supervisor_run(struct psc_supervisor *supervisor,
 	if (!worker->lead && !atomic_load(&supervisor->stopping) &&
 	    atomic_load(&supervisor->standbys) > 0 &&
 	    atomic_load(&supervisor->hooks) < supervisor->max_hooks &&
-	    take_queued(supervisor, worker, ret_ticket)) {
+	    psc_asks_dequeue(&supervisor->asks, &worker->request.event,
+			     ret_ticket)) {
 		worker->in_hook = true;
 		atomic_fetch_add(&supervisor->hooks, 1);
 		return PSC_RUN_ASK;
@@ -811,7 +610,7 @@ void psc_supervisor_stop(struct psc_supervisor *supervisor)
 	pthread_mutex_unlock(&supervisor->lists);
 	psc_bell_ring(&supervisor->watch);
 	psc_bell_ring(&supervisor->event_bell);
-	fail_asks(supervisor);
+	close_asks(supervisor);
 }
 
 /* ---- making and freeing ---- */

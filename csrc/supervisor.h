@@ -14,9 +14,8 @@
  * has lost the lead, finishes its own request, and stands by. While nothing
  * happens the watch sleeps; the leader wakes it with the next request.
  *
- * Requests for the hook live in slots, with a deadline. Whoever claims a slot
- * first answers it: the thread that ran the hook, or the leader at the
- * deadline.
+ * Requests for the hook wait elsewhere (asks.h), so that their thread, or
+ * another one, can lead on.
  */
 #ifndef PSC_SUPERVISOR_H
 #define PSC_SUPERVISOR_H
@@ -26,35 +25,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "asks.h"
 #include "bell.h"
 #include "event.h"
 #include "listener.h"
 #include "round.h"
-
-/** requests that can wait for the hook at one time */
-#define PSC_ASKS 256
-
-/* Who owns a slot; a claim moves it from WAITING or QUEUED to CLAIMED. */
-enum psc_ask_state {
-	PSC_ASK_FREE,
-	PSC_ASK_QUEUED,	 /* no thread was free for its hook */
-	PSC_ASK_WAITING, /* the hook decides */
-	PSC_ASK_BORROWED, /* WAITING, but looked at for an instant */
-	PSC_ASK_CLAIMED, /* is being answered */
-};
-
-/**
- * struct psc_ask - a request that the hook decides
- * @state: generation << 3 | enum psc_ask_state
- * @deadline_ns: CLOCK_MONOTONIC
- * @tid: the thread that waits
- */
-struct psc_ask {
-	_Atomic uint64_t state;
-	_Atomic int64_t deadline_ns;
-	_Atomic int32_t tid;
-	struct psc_request request;
-};
 
 /**
  * struct psc_worker - what one thread brings to psc_supervisor_run()
@@ -94,8 +69,6 @@ struct psc_supervisor {
 	_Atomic int threads;	  /* that run the supervisor */
 	_Atomic int standbys;	  /* those that could take the lead */
 	_Atomic int hooks;	  /* threads that are out deciding */
-	_Atomic int asks_open;	  /* slots not free */
-	_Atomic int asks_queued;  /* slots that no thread runs the hook for */
 	pthread_mutex_t duty;	  /* held by the standby that watches */
 	struct psc_bell watch;	  /* wakes it */
 	_Atomic bool watch_sleeps;
@@ -106,7 +79,7 @@ struct psc_supervisor {
 	bool closed;
 	_Atomic int live;	  /* sources that can still send requests */
 
-	struct psc_ask asks[PSC_ASKS];
+	struct psc_asks asks;
 	struct psc_books books;
 	struct psc_bell event_bell;	/* rings for events, and ended sources */
 	_Atomic uint64_t bell_threshold; /* ...at this many events */

@@ -518,7 +518,7 @@ cdef class Supervisor:
     def wants_thread(self):
         """Whether nobody stands by, or a request waits for a thread."""
         return self.core.standbys == 0 or (
-            self.core.asks_queued > 0 and self.core.hooks < self.core.max_hooks)
+            self.core.asks.queued > 0 and self.core.hooks < self.core.max_hooks)
 
     @property
     def live(self):

@@ -165,6 +165,10 @@ cdef extern from "round.h" nogil:
     cdef struct psc_request:
         psc_event event
 
+cdef extern from "asks.h" nogil:
+    cdef struct psc_asks:
+        int queued
+
 cdef extern from "supervisor.h" nogil:
     enum: PSC_RUN_STOPPED
     enum: PSC_RUN_SURPLUS
@@ -176,7 +180,7 @@ cdef extern from "supervisor.h" nogil:
         int standbys
         int hooks
         int max_hooks
-        int asks_queued
+        psc_asks asks
         int live
         psc_books books
         psc_bell event_bell

@@ -327,8 +327,8 @@ static void close_guard(struct guard *guard)
 	CHECK_INT(atomic_load(&guard->core.live), 0);
 	CHECK_INT(guard->core.epoll_fd, -1);
 	CHECK_INT(guard->core.wake_fd, -1);
-	CHECK_INT(atomic_load(&guard->core.asks_open), 0);
-	CHECK_INT(atomic_load(&guard->core.asks_queued), 0);
+	CHECK_INT(atomic_load(&guard->core.asks.open), 0);
+	CHECK_INT(atomic_load(&guard->core.asks.queued), 0);
 	CHECK_INT(atomic_load(&guard->core.hooks), 0);
 	CHECK_INT(atomic_load(&guard->core.standbys), 0);
 	for (int i = 0; i < guard->victim_count; i++)
