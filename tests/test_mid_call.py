@@ -87,12 +87,13 @@ def test_attack_in_mid_call(victim, free_port, attack, policy):
     # Each call got what the policy says.
     if policy != "deny any":
         assert (result["wrong"], result["first wrong"]) == (0, 0)
-        assert seen[allowed, "allow"] > 0
     if attack == "exec":
         # The socket that the other thread has is met by none of the calls.
-        assert {port for port, _ in seen} == {allowed}
-    elif attack in CALLS or policy != "hook":
-        assert seen[forbidden, "deny"] > 0
+        assert seen[forbidden, "deny"] == seen[forbidden, "allow"] == 0
+    # A hook takes longer than a caller lives, or than an attack waits.
+    if policy != "hook" or attack in ("stop", "leader"):
+        assert policy == "deny any" or seen[allowed, "allow"] > 0
+        assert attack == "exec" or seen[forbidden, "deny"] > 0
 
 
 @pytest.mark.parametrize("how", ["restart", "interrupt"])
