@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "asks.h"
 
-#include <unistd.h>
-
 #include "listener.h"
 
 #define STATE_BITS 3
@@ -239,10 +237,7 @@ bool psc_asks_hold(struct psc_asks *asks, int fd)
 
 void psc_asks_forget(struct psc_asks *asks)
 {
-	for (int i = 0; i < PSC_ASKS; i++) {
-		struct psc_ask *ask = &asks->slots[i];
-
-		if (state_of(ask) != PSC_ASK_FREE && ask->request.copy_fd >= 0)
-			close(ask->request.copy_fd);
-	}
+	for (int i = 0; i < PSC_ASKS; i++)
+		if (state_of(&asks->slots[i]) != PSC_ASK_FREE)
+			psc_round_forget(&asks->slots[i].request);
 }

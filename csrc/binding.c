@@ -40,7 +40,7 @@ static int read_address(struct psc_request *request, int32_t tid,
  * Return: 0, or what the kernel says: -EINVAL, -EAFNOSUPPORT.
  */
 static int read_meaning(const struct psc_request *request,
-			 struct psc_endpoint *asked)
+			struct psc_endpoint *asked)
 {
 	union psc_sockaddr address = request->address;
 	const sa_family_t family = address.generic.sa_family;
@@ -94,8 +94,7 @@ int psc_binding_judge(struct psc_request *request, int32_t tid,
 		 */
 		request->decision = psc_rules_decide(policy, asked);
 		request->let_continue = true; /* should it be allowed */
-		request->quiet =
-			request->decision.verdict == PSC_VERDICT_ALLOW;
+		request->quiet = request->decision.verdict == PSC_VERDICT_ALLOW;
 		if (!request->quiet &&
 		    read_address(request, tid, address, length) == 0)
 			psc_endpoint_from_sockaddr(&request->address,
@@ -128,7 +127,8 @@ int psc_binding_judge(struct psc_request *request, int32_t tid,
 		request->decision = decision;
 		request->quiet = false;
 	} else {
-		/* Nothing opens, and nothing can be denied: not ours to make. */
+		/* Nothing opens, and nothing can be denied: not ours to make.
+		 */
 		request->let_continue = !can_deny;
 	}
 	return 0;
@@ -156,14 +156,13 @@ static uint64_t hash_bytes(const void *bytes, size_t length)
 	return hash;
 }
 
-static struct psc_memory_interrupted
-describe(const struct psc_request *request)
+static struct psc_memory_interrupted describe(const struct psc_request *request)
 {
 	return (struct psc_memory_interrupted){
 		.cookie = request->event.cookie,
 		.tid = request->event.tid,
-		.address_hash = hash_bytes(&request->address,
-					   request->address_length),
+		.address_hash =
+			hash_bytes(&request->address, request->address_length),
 	};
 }
 
@@ -178,33 +177,51 @@ void psc_binding_interrupted(const struct psc_request *request,
 	psc_memory_interrupt(memory, &bind);
 }
 
+/* Whether a socket is where it was judged, or on less than that. */
+static bool judged_place(const struct psc_endpoint *actual,
+			 const struct psc_endpoint *judged)
+{
+	struct psc_endpoint same = *judged;
+
+	same.dual_stack = actual->dual_stack && judged->dual_stack;
+	return psc_endpoint_same_place(actual, &same) &&
+	       (judged->port == PSC_PORT_EPHEMERAL ||
+		actual->port == judged->port);
+}
+
 /*
- * What `listen` has to know of a TCP socket that is bound now, to @port; 0 where
- * that is not known.
+ * What `listen` has to know of a TCP socket that is bound now, to @actual. One
+ * that is not where it was to be (@wanted: a BPF program of the target's chose
+ * for itself), or that a connection can take elsewhere, is better not known.
  */
 static void remember(struct psc_request *request, struct psc_memory *memory,
-		     uint32_t port)
+		     const struct psc_endpoint *wanted,
+		     const struct psc_endpoint *actual)
 {
 	const struct psc_endpoint *asked = &request->event.requested;
-	enum psc_memory_kind kind = PSC_MEMORY_CHOSEN;
+	struct psc_memory_entry entry = {
+		.cookie = request->event.cookie,
+		.kind = PSC_MEMORY_CHOSEN,
+		.owner = request->event.pid,
+		.rule = request->event.rule,
+	};
 
-	if (!request->event.cookie ||
-	    (port && asked->port && port != asked->port &&
-	     request->decision.verdict != PSC_VERDICT_MOVE))
-		return; /* a BPF program of the target's chose for itself */
 	if (request->decision.verdict == PSC_VERDICT_MOVE)
-		kind = PSC_MEMORY_MOVED;
+		entry.kind = PSC_MEMORY_MOVED;
 	else if (asked->port == PSC_PORT_EPHEMERAL)
-		kind = PSC_MEMORY_EPHEMERAL;
-	psc_memory_store(memory, request->event.cookie, kind,
-			 request->event.rule, asked, port);
+		entry.kind = PSC_MEMORY_EPHEMERAL;
+	if (!entry.cookie ||
+	    (actual && (!judged_place(actual, wanted) ||
+			psc_socket_may_wander(request->copy_fd, actual))))
+		return;
+	psc_memory_store(memory, entry, asked, actual);
 }
 
 void psc_binding_continues(struct psc_request *request,
 			   struct psc_memory *memory)
 {
 	if (psc_endpoint_is_tcp(&request->event.requested))
-		remember(request, memory, 0);
+		remember(request, memory, NULL, NULL);
 }
 
 /*
@@ -233,18 +250,6 @@ static int bind_netlink(struct psc_request *request)
 	return result;
 }
 
-/* Whether a socket is where it was judged, or on less than that. */
-static bool judged_place(const struct psc_endpoint *actual,
-			 const struct psc_endpoint *judged)
-{
-	struct psc_endpoint same = *judged;
-
-	same.dual_stack = actual->dual_stack && judged->dual_stack;
-	return psc_endpoint_same_place(actual, &same) &&
-	       (judged->port == PSC_PORT_EPHEMERAL ||
-		actual->port == judged->port);
-}
-
 int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 {
 	struct psc_event *event = &request->event;
@@ -253,20 +258,22 @@ int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 	const struct psc_memory_interrupted bind = describe(request);
 	union psc_sockaddr address = request->address;
 	socklen_t length = request->address_length;
+	struct psc_endpoint wanted = *asked;
 	bool changed;
 	int result;
 
 	if (moves)
 		psc_socket_want_port(request->copy_fd);
-	if (moves && psc_move_address(&request->decision.target, asked, &address,
-				      &length) < 0)
+	if (moves && psc_move_address(&request->decision.target, asked,
+				      &address, &length) < 0)
 		return -EXDEV;
 	if (request->bound.af == AF_NETLINK)
 		return bind_netlink(request);
+	if (moves)
+		psc_endpoint_from_sockaddr(&address, length, &wanted);
 	result = psc_privilege_bind(
 		request->copy_fd, &address, length,
-		psc_endpoint_has_ports(asked) ? port_of(&address) : 0,
-		request);
+		psc_endpoint_has_ports(asked) ? port_of(&address) : 0, request);
 	if (result == -EINVAL && psc_memory_resume(memory, &bind)) {
 		/* Made before, and recorded, but the answer did not arrive. */
 		request->quiet = true;
@@ -280,16 +287,13 @@ int psc_binding_act(struct psc_request *request, struct psc_memory *memory)
 		return 0;
 	result = psc_socket_reread(request->copy_fd, &request->bound,
 				   &event->actual);
-	if (psc_endpoint_is_tcp(asked))
-		remember(request, memory,
-			 result < 0 ? 0 : event->actual.port);
+	if (psc_endpoint_is_tcp(asked) && result == 0)
+		remember(request, memory, &wanted, &event->actual);
 	if (request->quiet)
 		return 0;
 
-	/* Nothing that was not judged: a move may only have changed the rest. */
-	changed = result < 0 ||
-		  (moves ? event->actual.dual_stack && !asked->dual_stack
-			 : !judged_place(&event->actual, asked));
+	/* Nothing that was not judged, and nowhere else than it was moved. */
+	changed = result < 0 || !judged_place(&event->actual, &wanted);
 	/* With IP_BIND_ADDRESS_NO_PORT a port is chosen later, or never. */
 	event->open = result == 0 && event->actual.port != 0;
 	event->first = event->open && psc_endpoint_is_udp(asked);

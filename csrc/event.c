@@ -4,6 +4,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
+/* The share of a ring that is kept for ports that open. */
+#define RESERVED 4
+
 /* In the head of a ring that takes no more events. */
 #define CLOSED (UINT64_C(1) << 63)
 
@@ -46,7 +49,8 @@ static struct psc_event_slot *slot_of(struct psc_event_ring *ring,
 
 /*
  * Move @end past the position whose slot has reached its turn, which is
- * @lead ahead of the position. Return the slot, or NULL: full, empty, or closed.
+ * @lead ahead of the position. Return the slot, or NULL: full, empty, or
+ * closed.
  */
 static struct psc_event_slot *claim(struct psc_event_ring *ring,
 				    _Atomic uint64_t *end, uint64_t lead,
@@ -56,15 +60,15 @@ static struct psc_event_slot *claim(struct psc_event_ring *ring,
 
 	for (;;) {
 		struct psc_event_slot *slot = slot_of(ring, position);
-		uint64_t turn = atomic_load_explicit(&slot->turn,
-						     memory_order_acquire);
+		uint64_t turn =
+			atomic_load_explicit(&slot->turn, memory_order_acquire);
 		int64_t ahead = (int64_t)(turn - (position + lead));
 
 		if (ahead < 0 || position & CLOSED)
 			return NULL;
 		if (ahead > 0) {
-			position = atomic_load_explicit(end,
-							memory_order_relaxed);
+			position =
+				atomic_load_explicit(end, memory_order_relaxed);
 			continue;
 		}
 		if (atomic_compare_exchange_weak_explicit(
@@ -79,13 +83,15 @@ static struct psc_event_slot *claim(struct psc_event_ring *ring,
 bool psc_event_ring_push(struct psc_event_ring *ring,
 			 const struct psc_event *event)
 {
-	struct psc_event_slot *slot;
+	const bool opens = event->open && event->first;
+	struct psc_event_slot *slot = NULL;
 	uint64_t position;
 
-	slot = claim(ring, &ring->head, 0, &position);
+	if (opens || psc_event_ring_count(ring) <
+			     ring->capacity - ring->capacity / RESERVED)
+		slot = claim(ring, &ring->head, 0, &position);
 	if (!slot) {
-		atomic_fetch_add_explicit(&ring->lost, 1,
-					  memory_order_relaxed);
+		atomic_fetch_add_explicit(&ring->lost, 1, memory_order_relaxed);
 		return false;
 	}
 	slot->event = *event;

@@ -104,7 +104,14 @@ int psc_event_ring_init(struct psc_event_ring *ring, uint64_t capacity);
 /** psc_event_ring_free - give the room back; nobody may use the ring any more */
 void psc_event_ring_free(struct psc_event_ring *ring);
 
-/** psc_event_ring_push - add an event, or count it as lost: false */
+/**
+ * psc_event_ring_push - add an event
+ *
+ * The last quarter is kept for ports that open: who repeats a call, or is denied,
+ * thousands of times does not hide them.
+ *
+ * Return: false where there is no room: it is counted as lost.
+ */
 bool psc_event_ring_push(struct psc_event_ring *ring,
 			 const struct psc_event *event);
 

@@ -10,18 +10,38 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct psc_supervisor *registered;
 
+/* How long a fork waits for threads that copy: a target may hold one up. */
+#define MOST_WAIT_NS 50000000
+
+static struct timespec deadline_in(long ns)
+{
+	struct timespec deadline;
+
+	clock_gettime(CLOCK_REALTIME, &deadline);
+	deadline.tv_nsec += ns;
+	deadline.tv_sec += deadline.tv_nsec / 1000000000;
+	deadline.tv_nsec %= 1000000000;
+	return deadline;
+}
+
 static void before_fork(void)
 {
+	const struct timespec deadline = deadline_in(MOST_WAIT_NS);
+
 	pthread_mutex_lock(&lock);
 	/* What the child will walk through is whole. */
-	for (struct psc_supervisor *one = registered; one; one = one->next)
+	for (struct psc_supervisor *one = registered; one; one = one->next) {
 		pthread_mutex_lock(&one->lists);
+		psc_supervisor_hold_copies(one, &deadline);
+	}
 }
 
 static void after_fork_in_parent(void)
 {
-	for (struct psc_supervisor *one = registered; one; one = one->next)
+	for (struct psc_supervisor *one = registered; one; one = one->next) {
+		psc_supervisor_release_copies(one);
 		pthread_mutex_unlock(&one->lists);
+	}
 	pthread_mutex_unlock(&lock);
 }
 

@@ -2,6 +2,7 @@
 #include "listening.h"
 
 #include <errno.h>
+#include <linux/vm_sockets.h>
 #include <string.h>
 
 #include "move.h"
@@ -29,25 +30,47 @@ static void take_known_place(struct psc_request *request,
 static void judge_unknown(struct psc_request *request)
 {
 	const struct psc_policy *policy = request->source->policy;
-	struct psc_endpoint place = request->event.requested;
+	const struct psc_endpoint *own = &request->event.requested;
+	struct psc_endpoint everywhere = *own;
 
-	for (int i = 0; i < 3; i++) {
+	memset(everywhere.address, 0, sizeof(everywhere.address));
+	everywhere.family =
+		own->af == AF_INET ? PSC_FAMILY_IPV4 : PSC_FAMILY_IPV6;
+	everywhere.dual_stack = everywhere.family == PSC_FAMILY_IPV6 &&
+				psc_socket_is_open_on_ipv4(request->copy_fd);
+
+	request->decision = psc_rules_decide(policy, own);
+	for (int i = 1; i < 4; i++) {
+		struct psc_endpoint place = i & 2 ? everywhere : *own;
 		struct psc_decision other;
 
-		if (i == 1) {
-			memset(place.address, 0, sizeof(place.address));
-			place.family = place.af == AF_INET ? PSC_FAMILY_IPV4
-							   : PSC_FAMILY_IPV6;
-			place.dual_stack =
-				place.family == PSC_FAMILY_IPV6 &&
-				psc_socket_is_open_on_ipv4(request->copy_fd);
-		} else if (i == 2) {
+		if (i & 1)
 			place.port = PSC_PORT_EPHEMERAL;
-		}
 		other = psc_rules_decide(policy, &place);
-		if (i == 0 || other.verdict > request->decision.verdict)
+		if (other.verdict > request->decision.verdict)
 			request->decision = other;
 	}
+}
+
+/*
+ * Whether a socket is where it was when it was bound. One that a connection has
+ * given a narrower name is; one that lost its port, and has been bound again by
+ * a call that nobody saw, is not.
+ */
+static bool still_there(const struct psc_request *request,
+			const struct psc_memory_entry *known)
+{
+	static const uint8_t everywhere[16];
+	const struct psc_endpoint *bound = &request->bound;
+
+	if (known->actual_port != bound->port)
+		/* Where nothing is denied the kernel bound it: it is not known.
+		 */
+		return !request->source->can_deny && known->actual_port == 0 &&
+		       known->kind == PSC_MEMORY_EPHEMERAL;
+	return memcmp(known->actual_address, everywhere, 16) == 0 ||
+	       (known->actual_family == bound->family &&
+		memcmp(known->actual_address, bound->address, 16) == 0);
 }
 
 void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
@@ -60,15 +83,15 @@ void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 	struct psc_memory_entry known;
 
 	*asked = request->bound;
-	if (!psc_endpoint_has_ports(asked) || asked->port == PSC_PORT_EPHEMERAL) {
+	if (!psc_endpoint_has_ports(asked) ||
+	    asked->port == PSC_PORT_EPHEMERAL) {
 		request->decision = psc_rules_decide(policy, asked);
 		return;
 	}
 
 	psc_memory_find(memory, request->event.cookie, &known);
-	if (known.actual_port != asked->port &&
-	    (known.actual_port || known.kind != PSC_MEMORY_EPHEMERAL))
-		known.kind = PSC_MEMORY_NOTHING; /* not what was remembered */
+	if (!still_there(request, &known))
+		known.kind = PSC_MEMORY_NOTHING;
 	switch (known.kind) {
 	case PSC_MEMORY_MOVED:
 		/* Judged once, at bind, by what it asked for. */
@@ -102,25 +125,42 @@ void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 	request->decision = psc_rules_decide(policy, asked);
 }
 
+/* Whether nothing is known of a socket that is bound, or could be. */
+static bool is_unknown(int fd, struct psc_memory *memory, uint64_t cookie)
+{
+	struct psc_memory_entry known;
+
+	psc_memory_find(memory, cookie, &known);
+	return known.kind == PSC_MEMORY_NOTHING && psc_socket_may_be_bound(fd);
+}
+
+bool psc_listening_wants_trust(int fd, struct psc_memory *memory)
+{
+	const uint64_t cookie = psc_socket_cookie(fd);
+
+	return cookie && is_unknown(fd, memory, cookie);
+}
+
 void psc_listening_trust(int fd, struct psc_memory *memory)
 {
+	const uint64_t cookie = psc_socket_cookie(fd);
 	struct psc_endpoint place;
-	struct psc_memory_entry known;
-	uint64_t cookie;
 
-	/*
-	 * A copy of a target's socket is left alone: reading its name waits for
-	 * its lock, which the target may keep. The cookie needs no lock.
-	 */
-	cookie = psc_socket_cookie(fd);
+	/* A copy of a target's socket, in a round: its name is not to be
+	 * trusted. */
 	if (!cookie || !psc_memory_claim(memory, cookie))
 		return;
-	psc_memory_find(memory, cookie, &known);
-	if (known.kind == PSC_MEMORY_NOTHING &&
+	if (is_unknown(fd, memory, cookie) &&
 	    psc_socket_read(fd, &place) == 0 && psc_endpoint_is_tcp(&place) &&
-	    place.port != PSC_PORT_EPHEMERAL && psc_socket_is_idle(fd))
-		psc_memory_store(memory, cookie, PSC_MEMORY_CHOSEN,
-				 PSC_RULE_DEFAULT, &place, place.port);
+	    place.port != PSC_PORT_EPHEMERAL && psc_socket_is_idle(fd) &&
+	    !psc_socket_may_wander(fd, &place))
+		psc_memory_store(memory,
+				 (struct psc_memory_entry){
+					 .cookie = cookie,
+					 .kind = PSC_MEMORY_CHOSEN,
+					 .rule = PSC_RULE_DEFAULT,
+				 },
+				 &place, &place);
 	psc_memory_unclaim(memory, cookie);
 }
 
@@ -151,15 +191,15 @@ static int settle_port(struct psc_request *request)
 		socklen_t length;
 
 		psc_socket_want_port(request->copy_fd);
-		result = psc_socket_address(request->copy_fd, &address,
-					    &length);
+		result =
+			psc_socket_address(request->copy_fd, &address, &length);
 		if (result == 0 &&
 		    psc_move_address(&request->decision.target, &request->bound,
 				     &address, &length) < 0)
 			return -EXDEV;
 		psc_endpoint_from_sockaddr(&address, length, &wanted);
-		wanted.dual_stack = wanted.dual_stack &&
-				    psc_endpoint_is_wildcard(&wanted);
+		wanted.dual_stack =
+			wanted.dual_stack && psc_endpoint_is_wildcard(&wanted);
 		if (result == 0)
 			result = psc_privilege_bind(
 				request->copy_fd, &address, length,
@@ -197,6 +237,14 @@ int psc_listening_act(struct psc_request *request)
 	bool was_listening;
 	int result;
 
+	/*
+	 * The kernel's own answer. Not by asking it: another thread could bind
+	 * the socket in between, and only unbound internet sockets can be bound
+	 * by us first.
+	 */
+	if (request->bound.family == PSC_FAMILY_VSOCK && can_listen &&
+	    request->bound.port == VMADDR_PORT_ANY && request->source->can_deny)
+		return -EINVAL;
 	was_listening = psc_socket_is_listening(request->copy_fd);
 	if (guarded && request->bound.port == PSC_PORT_EPHEMERAL) {
 		result = settle_port(request);
@@ -210,7 +258,9 @@ int psc_listening_act(struct psc_request *request)
 	if (result < 0)
 		return result;
 
-	result = ports ? psc_socket_reread(request->copy_fd, &request->bound, actual) : 0;
+	result = ports ? psc_socket_reread(request->copy_fd, &request->bound,
+					   actual)
+		       : 0;
 	if (guarded && (result < 0 || actual->port != request->bound.port ||
 			!psc_endpoint_same_place(actual, &request->bound))) {
 		psc_socket_unlisten(request->copy_fd);

@@ -18,11 +18,20 @@ void psc_listening_judge(struct psc_request *request,
 			 struct psc_memory *memory);
 
 /**
+ * psc_listening_wants_trust - whether psc_listening_trust() may learn something
+ * @fd: anything
+ *
+ * Never waits.
+ */
+bool psc_listening_wants_trust(int fd, struct psc_memory *memory);
+
+/**
  * psc_listening_trust - take a socket's name at its word
  * @fd: anything; only TCP sockets that are bound, and neither listen nor are
  *   connected, are remembered
  *
- * For sockets that a target inherits: whoever starts it has bound them.
+ * For sockets that a target inherits: whoever starts it has bound them. Waits for
+ * the socket's lock, which another process that has the socket may keep.
  */
 void psc_listening_trust(int fd, struct psc_memory *memory);
 

@@ -31,38 +31,58 @@ static struct psc_memory_entry *find(struct psc_memory *memory, uint64_t cookie)
 	return NULL;
 }
 
-/* A place in the set: a free one, or one that has to go. */
-static struct psc_memory_entry *place(struct psc_memory *memory,
-				      uint64_t cookie)
+/* Which of two entries has to go first, for one of @owner's. */
+static bool goes_before(const struct psc_memory_entry *one,
+			const struct psc_memory_entry *other, int32_t owner)
 {
-	struct psc_memory_entry *set = set_of(memory, cookie);
+	const bool one_is_own = one->owner == owner;
+	const bool other_is_own = other->owner == owner;
 
-	for (int i = 0; i < PSC_MEMORY_WAYS; i++)
-		if (set[i].kind == PSC_MEMORY_NOTHING)
-			return &set[i];
-	return &set[memory->clock++ % PSC_MEMORY_WAYS];
+	if (one->kind == PSC_MEMORY_NOTHING ||
+	    other->kind == PSC_MEMORY_NOTHING)
+		return one->kind == PSC_MEMORY_NOTHING;
+	if (one_is_own != other_is_own)
+		return one_is_own;
+	if (!one->owner != !other->owner)
+		return one->owner != 0;
+	return (int32_t)(one->time - other->time) < 0;
 }
 
-void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
-		      enum psc_memory_kind kind, int32_t rule,
-		      const struct psc_endpoint *asked, uint32_t actual_port)
+/* A place in the set: a free one, or one that has to go. */
+static struct psc_memory_entry *place(struct psc_memory *memory,
+				      const struct psc_memory_entry *entry)
 {
-	struct psc_memory_entry *entry;
+	struct psc_memory_entry *set = set_of(memory, entry->cookie);
+	struct psc_memory_entry *found = set;
 
+	for (int i = 1; i < PSC_MEMORY_WAYS; i++)
+		if (goes_before(&set[i], found, entry->owner))
+			found = &set[i];
+	return found;
+}
+
+void psc_memory_store(struct psc_memory *memory, struct psc_memory_entry entry,
+		      const struct psc_endpoint *asked,
+		      const struct psc_endpoint *actual)
+{
+	struct psc_memory_entry *there;
+
+	entry.family = asked->family;
+	entry.dual_stack = asked->dual_stack;
+	entry.port = asked->port;
+	memcpy(entry.address, asked->address, sizeof(entry.address));
+	if (actual) {
+		entry.actual_family = actual->family;
+		entry.actual_port = actual->port;
+		memcpy(entry.actual_address, actual->address,
+		       sizeof(entry.actual_address));
+	}
 	pthread_mutex_lock(&memory->lock);
-	entry = find(memory, cookie);
-	if (!entry)
-		entry = place(memory, cookie);
-	*entry = (struct psc_memory_entry){
-		.cookie = cookie,
-		.kind = (uint8_t)kind,
-		.family = asked->family,
-		.dual_stack = asked->dual_stack,
-		.rule = rule,
-		.port = asked->port,
-		.actual_port = actual_port,
-	};
-	memcpy(entry->address, asked->address, sizeof(asked->address));
+	there = find(memory, entry.cookie);
+	if (!there)
+		there = place(memory, &entry);
+	entry.time = memory->clock++;
+	*there = entry;
 	pthread_mutex_unlock(&memory->lock);
 }
 
@@ -80,25 +100,25 @@ void psc_memory_find(struct psc_memory *memory, uint64_t cookie,
 	pthread_mutex_unlock(&memory->lock);
 }
 
-bool psc_memory_claim(struct psc_memory *memory, uint64_t cookie)
+bool psc_memory_claim(struct psc_memory *memory, uint64_t key)
 {
 	bool is_free;
 
 	pthread_mutex_lock(&memory->lock);
 	is_free = memory->claimed < PSC_MEMORY_CLAIMS;
 	for (int i = 0; i < memory->claimed; i++)
-		is_free = is_free && memory->claims[i] != cookie;
+		is_free = is_free && memory->claims[i] != key;
 	if (is_free)
-		memory->claims[memory->claimed++] = cookie;
+		memory->claims[memory->claimed++] = key;
 	pthread_mutex_unlock(&memory->lock);
 	return is_free;
 }
 
-void psc_memory_unclaim(struct psc_memory *memory, uint64_t cookie)
+void psc_memory_unclaim(struct psc_memory *memory, uint64_t key)
 {
 	pthread_mutex_lock(&memory->lock);
 	for (int i = 0; i < memory->claimed; i++)
-		if (memory->claims[i] == cookie) {
+		if (memory->claims[i] == key) {
 			memory->claims[i] = memory->claims[--memory->claimed];
 			break;
 		}

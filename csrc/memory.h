@@ -7,10 +7,11 @@
  * on 0.0.0.0 calls itself 127.0.0.1.
  *
  * Sockets are known by their cookie, which names them for life. The memory is
- * bounded: the oldest are forgotten.
+ * bounded: some are forgotten.
  *
  * And it knows which sockets are in a round: one round at a time for each, or a
- * bind in one thread could pass the check of a listen in another.
+ * bind in one thread could pass the check of a listen in another. Of a thread's
+ * rounds it does, where a signal can leave one behind.
  */
 #ifndef PSC_MEMORY_H
 #define PSC_MEMORY_H
@@ -28,8 +29,10 @@
 /** interrupted binds that are remembered */
 #define PSC_MEMORY_INTERRUPTED 64
 
-/** sockets that can be in a round at one time: no fewer than threads */
+/** what can be claimed at one time: no less than twice the threads */
 #define PSC_MEMORY_CLAIMS 128
+/** in the key of a claim: it is a thread's number, not a socket's cookie */
+#define PSC_MEMORY_THREAD (UINT64_C(1) << 63)
 
 enum psc_memory_kind {
 	PSC_MEMORY_NOTHING,
@@ -40,19 +43,28 @@ enum psc_memory_kind {
 
 /**
  * struct psc_memory_entry - one socket
+ * @kind: an enum psc_memory_kind
+ * @time: when it was stored, counted in what was stored
+ * @owner: the process that bound it; 0 for one that a target inherits
  * @rule: what moved it: the index of a rule, or PSC_RULE_HOOK
- * @actual_port: where it was then; 0 when that is not known. A socket that is
- *   elsewhere by now is not the one that is remembered
+ * @family, @dual_stack, @address, @port: where it was asked to be
+ * @actual_family, @actual_address, @actual_port: where it was then; the port is
+ *   0 when that is not known. A socket that is elsewhere by now has been bound
+ *   again, unseen
  */
 struct psc_memory_entry {
 	uint64_t cookie;
 	uint8_t kind;
 	uint8_t family;
+	uint8_t actual_family;
 	bool dual_stack;
+	uint32_t time;
+	int32_t owner;
 	int32_t rule;
 	uint32_t port;
 	uint32_t actual_port;
 	uint8_t address[16];
+	uint8_t actual_address[16];
 };
 
 /*
@@ -82,11 +94,17 @@ void psc_memory_free(struct psc_memory *memory);
 
 /**
  * psc_memory_store - remember a socket
- * @asked: where it was asked to be, for PSC_MEMORY_MOVED
+ * @entry: its @cookie, @kind, @owner and @rule; the rest is filled in
+ * @asked: where it was asked to be
+ * @actual: where it is, or NULL
+ *
+ * Where there is no room the oldest is forgotten: one of the same owner's before
+ * those of others, and what targets inherit last. Or who binds thousands of
+ * sockets would have everybody's forgotten.
  */
-void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
-		      enum psc_memory_kind kind, int32_t rule,
-		      const struct psc_endpoint *asked, uint32_t actual_port);
+void psc_memory_store(struct psc_memory *memory, struct psc_memory_entry entry,
+		      const struct psc_endpoint *asked,
+		      const struct psc_endpoint *actual);
 
 /**
  * psc_memory_find - recall a socket
@@ -95,11 +113,16 @@ void psc_memory_store(struct psc_memory *memory, uint64_t cookie,
 void psc_memory_find(struct psc_memory *memory, uint64_t cookie,
 		     struct psc_memory_entry *ret_entry);
 
-/** psc_memory_claim - begin a round of a socket; false: it is in one already */
-bool psc_memory_claim(struct psc_memory *memory, uint64_t cookie);
+/**
+ * psc_memory_claim - begin a round of a socket, or of a calling thread
+ * @key: the socket's cookie, or PSC_MEMORY_THREAD and the thread's number
+ *
+ * Return: false where it is in one already.
+ */
+bool psc_memory_claim(struct psc_memory *memory, uint64_t key);
 
-/** psc_memory_unclaim - the round of a claimed socket is over */
-void psc_memory_unclaim(struct psc_memory *memory, uint64_t cookie);
+/** psc_memory_unclaim - that round is over */
+void psc_memory_unclaim(struct psc_memory *memory, uint64_t key);
 
 /** psc_memory_interrupt - remember a bind whose answer did not arrive */
 void psc_memory_interrupt(struct psc_memory *memory,

@@ -12,8 +12,9 @@
 #include "listening.h"
 #include "socket.h"
 
-/* Times that a round waits, a millisecond each, for another of its socket. */
-#define CLAIM_TRIES 20
+/* Times that a round waits, a millisecond each, for another one... */
+#define SOCKET_TRIES 200  /* of its socket */
+#define THREAD_TRIES 1000 /* of its thread, which has called again */
 
 static int64_t clock_ns(clockid_t clock)
 {
@@ -59,25 +60,53 @@ static void count_outcome(const struct psc_event *event,
 	psc_stats_add(&stats->latency[psc_stats_bucket(event->latency_ns)]);
 }
 
-/*
- * Nobody else may bind the socket, or let it listen, from now on. A call that a
- * signal has interrupted, and that is made again, may find its own first round
- * not quite over: it is waited for.
- */
-static bool claim(struct psc_request *request, struct psc_books *books)
+/* Wait for a claim. Return: 0; -EBUSY; -ECANCELED when the caller does not. */
+static int wait_for_claim(struct psc_request *request, struct psc_books *books,
+			  uint64_t key, int tries)
 {
 	const struct timespec nap = {.tv_nsec = 1000000};
 
-	if (!request->source->can_deny || !request->event.cookie)
-		return true;
-	for (int i = 0; i < CLAIM_TRIES; i++) {
-		if (psc_memory_claim(&books->memory, request->event.cookie)) {
-			request->claim = &books->memory;
-			return true;
-		}
+	while (!psc_memory_claim(&books->memory, key)) {
+		if (psc_listener_id_valid(request->source->fd, request->id) < 0)
+			return -ECANCELED;
+		if (tries-- == 0)
+			return -EBUSY;
 		nanosleep(&nap, NULL);
 	}
-	return false;
+	return 0;
+}
+
+/* Nobody else may bind the socket, or let it listen, from now on. */
+static int claim_socket(struct psc_request *request, struct psc_books *books)
+{
+	int result;
+
+	if (!request->source->can_deny || !request->event.cookie)
+		return 0;
+	result = wait_for_claim(request, books, request->event.cookie,
+				SOCKET_TRIES);
+	if (result == 0)
+		request->claim = &books->memory;
+	return result;
+}
+
+/*
+ * A thread that a signal has interrupted calls again while its first round may
+ * still be under way, in another thread of ours. That one is waited for, without
+ * a copy: or the copy of an older call, of which nobody knows any more, would
+ * keep a port busy that the caller has closed by now.
+ */
+static int claim_thread(struct psc_request *request, struct psc_books *books)
+{
+	uint64_t key = PSC_MEMORY_THREAD | (uint32_t)request->event.tid;
+	int result;
+
+	if (!request->source->restarts)
+		return 0;
+	result = wait_for_claim(request, books, key, THREAD_TRIES);
+	if (result == 0)
+		request->thread_claim = &books->memory;
+	return result;
 }
 
 static void unclaim(struct psc_request *request)
@@ -87,13 +116,22 @@ static void unclaim(struct psc_request *request)
 	request->claim = NULL;
 }
 
+static void unclaim_thread(struct psc_request *request)
+{
+	if (request->thread_claim)
+		psc_memory_unclaim(request->thread_claim,
+				   PSC_MEMORY_THREAD |
+					   (uint32_t)request->event.tid);
+	request->thread_claim = NULL;
+}
+
 static void close_copy(struct psc_request *request)
 {
-	const int copy_fd = request->copy_fd;
-
-	request->copy_fd = -1; /* first, for a child that is forked in between */
-	if (copy_fd >= 0)
-		close(copy_fd);
+	if (request->copy_fd < 0)
+		return;
+	psc_socket_stop_linger(request->copy_fd);
+	close(request->copy_fd);
+	request->copy_fd = -1; /* last, for a child that is forked in between */
 }
 
 /* A bind that is only to be remembered is nobody's business. */
@@ -188,6 +226,18 @@ static enum psc_round_state finish_call(struct psc_request *request, int result,
 	return PSC_ROUND_DONE;
 }
 
+void psc_round_forget(struct psc_request *request)
+{
+	const uint64_t cookie = request->copy_fd < 0
+					? 0
+					: psc_socket_cookie(request->copy_fd);
+
+	/* Its number may have been closed, and be something else's by now. */
+	if (cookie && (cookie == request->event.cookie || !request->event.cookie))
+		close(request->copy_fd);
+	request->copy_fd = -1;
+}
+
 void psc_round_vanish(struct psc_request *request, struct psc_books *books)
 {
 	close_copy(request);
@@ -256,6 +306,7 @@ static void begin(struct psc_request *request,
 	memcpy(event->comm, name.comm, sizeof(event->comm));
 	request->place = NULL;
 	request->claim = NULL;
+	request->thread_claim = NULL;
 }
 
 /* Take a place among the rounds; false: too many of them are stuck. */
@@ -286,6 +337,7 @@ void psc_round_leave(struct psc_request *request)
 	if (request->place)
 		atomic_store(request->place, 0);
 	request->place = NULL;
+	unclaim_thread(request);
 	unclaim(request); /* a hook may take long: claimed again after it */
 }
 
@@ -301,16 +353,15 @@ static int copy(struct psc_request *request, struct psc_callers *callers,
 	int result;
 
 	/* 0: a caller that this pid namespace can't see, and so can't open */
-	result = tid == 0 ? -ESRCH : psc_callers_copy_fd(callers, tid, fd);
-	if (result >= 0) {
-		request->copy_fd = result;
-		if (request->event.call == PSC_CALL_BIND)
-			return 0;
-	}
+	result = tid == 0 ? -ESRCH
+			  : psc_callers_copy_fd(callers, tid, fd,
+						&request->copy_fd);
+	if (result == 0 && request->event.call == PSC_CALL_BIND)
+		return 0;
 	/* Until here the thread's number may have passed to another. */
 	if (psc_listener_id_valid(request->source->fd, request->id) < 0)
 		return -ECANCELED;
-	return result < 0 ? result : 0;
+	return result;
 }
 
 enum psc_round_state psc_round_open(struct psc_request *request,
@@ -342,7 +393,11 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 	if (event->call == PSC_CALL_LISTEN)
 		event->backlog = (int)arguments.second;
 
-	result = copy(request, callers, arguments.fd);
+	result = claim_thread(request, books);
+	if (result == -EBUSY)
+		return fail(request, PSC_FAILURE_STUCK, 0, books);
+	if (result == 0)
+		result = copy(request, callers, arguments.fd);
 	if (result == -ECANCELED)
 		return gone(request, books);
 	if (result == -EBADF)
@@ -351,7 +406,10 @@ enum psc_round_state psc_round_open(struct psc_request *request,
 		return fail(request, PSC_FAILURE_COPY, result, books);
 
 	event->cookie = psc_socket_cookie(request->copy_fd);
-	if (!claim(request, books))
+	result = claim_socket(request, books);
+	if (result == -ECANCELED)
+		return gone(request, books);
+	if (result < 0)
 		return fail(request, PSC_FAILURE_CHANGED, 0, books);
 	result = psc_socket_read(request->copy_fd, &request->bound);
 	if (result == -ENOTSOCK || result == -EBADF)
@@ -434,7 +492,7 @@ void psc_round_close(struct psc_request *request, struct psc_books *books)
 			psc_round_vanish(request, books);
 			return;
 		}
-		if (!claim(request, books) ||
+		if (claim_socket(request, books) < 0 ||
 		    (event->call == PSC_CALL_LISTEN &&
 		     !psc_listening_still_holds(request, &books->memory))) {
 			psc_round_fail(request, PSC_FAILURE_CHANGED, 0, books);

@@ -89,6 +89,7 @@ struct psc_books {
  * @asked: it went to the hook
  * @made: the bind has been made
  * @claim: where the socket is claimed for this round, or NULL
+ * @thread_claim: where the calling thread is
  * @place: its place in @source's rounds, or NULL
  * @event: what is known of it so far
  */
@@ -96,6 +97,7 @@ struct psc_request {
 	struct psc_source *source;
 	_Atomic int32_t *place;
 	struct psc_memory *claim;
+	struct psc_memory *thread_claim;
 	uint64_t id;
 	int copy_fd;
 	int64_t started_ns;
@@ -147,6 +149,9 @@ void psc_round_close(struct psc_request *request, struct psc_books *books);
  * psc_round_vanish - nobody waits for the answer: count it, and close the copy
  */
 void psc_round_vanish(struct psc_request *request, struct psc_books *books);
+
+/** psc_round_forget - close the copy, in a forked child */
+void psc_round_forget(struct psc_request *request);
 
 /**
  * psc_round_fail - deny for a reason that is not the policy's

@@ -2,7 +2,9 @@
 #include "socket.h"
 
 #include <errno.h>
+#include <net/if.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -29,6 +31,63 @@ bool psc_socket_is_filter_locked(int fd)
 	int value;
 
 	return get_int(fd, SOL_SOCKET, SO_LOCK_FILTER, &value) < 0 || value;
+}
+
+/* Whether an IPv4 address has no bits, or all bits, beyond a network's mask. */
+static bool is_end_of_network(uint32_t address, uint32_t mask)
+{
+	const uint32_t rest = address & ~mask;
+
+	/* With one bit or none, both are addresses of machines. */
+	return ~mask > 1 && (rest == 0 || rest == ~mask);
+}
+
+static uint32_t ipv4_of(const struct sockaddr *address)
+{
+	return ntohl(((const struct sockaddr_in *)address)->sin_addr.s_addr);
+}
+
+/* Whether the address may be the broadcast address of an interface. */
+static bool is_broadcast_of(int fd, const struct ifreq *interface,
+			    uint32_t address)
+{
+	struct ifreq broadcast = *interface, mask = *interface;
+
+	if (ioctl(fd, SIOCGIFBRDADDR, &broadcast) == 0 &&
+	    ipv4_of(&broadcast.ifr_broadaddr) == address)
+		return true;
+	return ioctl(fd, SIOCGIFNETMASK, &mask) < 0 ||
+	       is_end_of_network(address, ipv4_of(&mask.ifr_netmask));
+}
+
+bool psc_socket_may_wander(int fd, const struct psc_endpoint *bound)
+{
+	struct ifreq interfaces[256];
+	struct ifconf list = {.ifc_len = sizeof(interfaces),
+			      .ifc_req = interfaces};
+	size_t count;
+	const uint32_t address = (uint32_t)bound->address[0] << 24 |
+				 (uint32_t)bound->address[1] << 16 |
+				 (uint32_t)bound->address[2] << 8 |
+				 bound->address[3];
+
+	/* IPv6 has no such addresses, and keeps v4-mapped ones. */
+	if (bound->af != AF_INET || address == INADDR_ANY)
+		return false;
+	if (psc_endpoint_is_loopback(bound))
+		return is_end_of_network(address, 0xffffff00);
+	if (IN_MULTICAST(address) || address == INADDR_BROADCAST ||
+	    ioctl(fd, SIOCGIFCONF, &list) < 0 ||
+	    (size_t)list.ifc_len > sizeof(interfaces) - sizeof(interfaces[0]))
+		return true;
+	count = (size_t)list.ifc_len / sizeof(interfaces[0]);
+	for (size_t i = 0; i < count; i++)
+		if (ipv4_of(&interfaces[i].ifr_addr) == address)
+			return false; /* whatever it looks like */
+	for (size_t i = 0; i < count; i++)
+		if (is_broadcast_of(fd, &interfaces[i], address))
+			return true;
+	return false;
 }
 
 void psc_socket_want_port(int fd)
@@ -116,10 +175,9 @@ int psc_socket_reread(int fd, const struct psc_endpoint *before,
 		return -errno;
 	*ret_endpoint = *before;
 	psc_endpoint_from_sockaddr(&address, length, ret_endpoint);
-	ret_endpoint->dual_stack =
-		ret_endpoint->family == PSC_FAMILY_IPV6 &&
-		psc_endpoint_is_wildcard(ret_endpoint) &&
-		psc_socket_is_open_on_ipv4(fd);
+	ret_endpoint->dual_stack = ret_endpoint->family == PSC_FAMILY_IPV6 &&
+				   psc_endpoint_is_wildcard(ret_endpoint) &&
+				   psc_socket_is_open_on_ipv4(fd);
 	return psc_endpoint_has_ports(ret_endpoint) ? 0 : -EPROTO;
 }
 
@@ -138,6 +196,28 @@ uint64_t psc_socket_inode(int fd)
 	struct stat found;
 
 	return fstat(fd, &found) < 0 ? 0 : found.st_ino;
+}
+
+/* poll(2) needs no lock. A closed TCP socket, also a new one, is hung up. */
+static bool is_closed(int fd)
+{
+	struct pollfd look = {.fd = fd};
+
+	return poll(&look, 1, 0) == 1 && look.revents & POLLHUP;
+}
+
+bool psc_socket_may_be_bound(int fd)
+{
+	int family, protocol, type;
+
+	return get_int(fd, SOL_SOCKET, SO_DOMAIN, &family) == 0 &&
+	       get_int(fd, SOL_SOCKET, SO_PROTOCOL, &protocol) == 0 &&
+	       get_int(fd, SOL_SOCKET, SO_TYPE, &type) == 0 &&
+	       (family == AF_SMC ||
+		((family == AF_INET || family == AF_INET6) &&
+		 type == SOCK_STREAM &&
+		 (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP))) &&
+	       !psc_socket_is_listening(fd) && is_closed(fd);
 }
 
 bool psc_socket_is_idle(int fd)
@@ -191,6 +271,19 @@ int psc_socket_bind_ephemeral(int fd)
 int psc_socket_listen(int fd, int backlog)
 {
 	return listen(fd, backlog) < 0 ? -errno : 0;
+}
+
+void psc_socket_stop_linger(int fd)
+{
+	const struct linger off = {0};
+	struct linger found;
+	socklen_t length = sizeof(found);
+
+	/* None of these three waits for the socket's lock. */
+	if (getsockopt(fd, SOL_SOCKET, SO_LINGER, &found, &length) < 0 ||
+	    !found.l_onoff || psc_socket_is_listening(fd) || is_closed(fd))
+		return;
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
 }
 
 void psc_socket_deafen(int fd)

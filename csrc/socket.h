@@ -44,8 +44,28 @@ bool psc_socket_is_open_on_ipv4(int fd);
 /** psc_socket_is_filter_locked - whether psc_socket_deafen() would fail */
 bool psc_socket_is_filter_locked(int fd);
 
+/**
+ * psc_socket_may_wander - whether a connection can take a bound socket elsewhere
+ * @bound: where it is bound
+ *
+ * It can where the address is no address of one machine: Linux lets a TCP socket
+ * be bound to an IPv4 broadcast or multicast address, and connect(2) then puts
+ * the address of some interface in its place, for good.
+ *
+ * Return: true also where that can't be told.
+ */
+bool psc_socket_may_wander(int fd, const struct psc_endpoint *bound);
+
 /** psc_socket_want_port - let the next bind to port 0 choose a port at once */
 void psc_socket_want_port(int fd);
+
+/**
+ * psc_socket_may_be_bound - whether it is a TCP socket that neither listens nor
+ * is connected
+ *
+ * Never waits: asks nothing that needs the socket's lock.
+ */
+bool psc_socket_may_be_bound(int fd);
 
 /** psc_socket_is_idle - whether it neither listens nor is connected */
 bool psc_socket_is_idle(int fd);
@@ -73,6 +93,15 @@ int psc_socket_listen(int fd, int backlog);
  */
 int psc_socket_address(int fd, union psc_sockaddr *ret_address,
 		       socklen_t *ret_length);
+
+/**
+ * psc_socket_stop_linger - let close(2) of a connected socket not wait
+ *
+ * If the copy is the last descriptor, it is close of the copy that waits for the
+ * peer (SO_LINGER), for as long as the target has said. A process that is at its
+ * end would not wait either. A call on a connected socket fails anyway.
+ */
+void psc_socket_stop_linger(int fd);
 
 /** psc_socket_deafen - let a bound socket receive nothing, ever again */
 void psc_socket_deafen(int fd);

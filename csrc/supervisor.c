@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "supervisor.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -106,8 +105,7 @@ int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
 		request->decision.target = *target;
 	request->event.rule = PSC_RULE_HOOK;
 	/* This may be anybody's thread: a coroutine's event loop. */
-	dropped = request->event.call == PSC_CALL_BIND ? psc_privilege_drop()
-						       : 0;
+	dropped = psc_privilege_drop();
 	psc_round_close(request, &supervisor->books);
 	psc_privilege_restore(dropped);
 	psc_asks_release(&supervisor->asks, ticket);
@@ -170,19 +168,15 @@ int psc_supervisor_install(struct psc_supervisor *supervisor,
 	return result;
 }
 
-void psc_supervisor_trust(struct psc_supervisor *supervisor)
+bool psc_supervisor_wants_trust(struct psc_supervisor *supervisor, int fd)
 {
-	DIR *descriptors = opendir("/proc/self/fd");
-	struct dirent *entry;
+	return !psc_asks_hold(&supervisor->asks, fd) &&
+	       psc_listening_wants_trust(fd, &supervisor->books.memory);
+}
 
-	if (!descriptors)
-		return; /* then they are judged as sockets of nobody's */
-	while ((entry = readdir(descriptors)))
-		if (entry->d_name[0] != '.' &&
-		    !psc_asks_hold(&supervisor->asks, atoi(entry->d_name)))
-			psc_listening_trust(atoi(entry->d_name),
-					    &supervisor->books.memory);
-	closedir(descriptors);
+void psc_supervisor_trust(struct psc_supervisor *supervisor, int fd)
+{
+	psc_listening_trust(fd, &supervisor->books.memory);
 }
 
 /* Nobody is left who could send a request. Only the leader retires sources. */
@@ -255,6 +249,23 @@ static void forget_fd(int *fd)
 	*fd = -1;
 }
 
+void psc_supervisor_hold_copies(struct psc_supervisor *supervisor,
+				const struct timespec *deadline)
+{
+	for (struct psc_worker *worker = supervisor->workers; worker;
+	     worker = worker->next)
+		worker->held = pthread_mutex_timedlock(
+				       &worker->callers.copying, deadline) == 0;
+}
+
+void psc_supervisor_release_copies(struct psc_supervisor *supervisor)
+{
+	for (struct psc_worker *worker = supervisor->workers; worker;
+	     worker = worker->next)
+		if (worker->held)
+			pthread_mutex_unlock(&worker->callers.copying);
+}
+
 void psc_supervisor_forget(struct psc_supervisor *supervisor)
 {
 	for (struct psc_source *source = supervisor->sources; source;
@@ -263,7 +274,7 @@ void psc_supervisor_forget(struct psc_supervisor *supervisor)
 	psc_asks_forget(&supervisor->asks);
 	for (struct psc_worker *worker = supervisor->workers; worker;
 	     worker = worker->next) {
-		forget_fd(&worker->request.copy_fd);
+		psc_round_forget(&worker->request);
 		psc_callers_close(&worker->callers);
 	}
 	forget_fd(&supervisor->epoll_fd);
@@ -638,6 +649,7 @@ void psc_worker_close(struct psc_supervisor *supervisor,
 	if (worker->in_hook)
 		atomic_fetch_sub(&supervisor->hooks, 1);
 	resign(supervisor, worker);
+	psc_callers_close(&worker->callers); /* while a fork finds them */
 	pthread_mutex_lock(&supervisor->lists);
 	for (link = &supervisor->workers; *link; link = &(*link)->next)
 		if (*link == worker) {
@@ -647,7 +659,7 @@ void psc_worker_close(struct psc_supervisor *supervisor,
 		}
 	let_go(supervisor);
 	pthread_mutex_unlock(&supervisor->lists);
-	psc_callers_close(&worker->callers);
+	psc_callers_free(&worker->callers);
 }
 
 int psc_supervisor_init(struct psc_supervisor *supervisor,

@@ -24,6 +24,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "asks.h"
 #include "bell.h"
@@ -36,6 +37,7 @@
  * @lead: the value of the supervisor's @lead that makes this thread the
  *   leader, or 0
  * @last_tid: whose request it has received last
+ * @held: the fork that is under way holds its @callers.copying
  * @in_hook: it came back with PSC_RUN_ASK, and is counted in @hooks
  * @request: the round that it is in. After PSC_RUN_ASK, its @event is what is
  *   known of the request to decide
@@ -45,6 +47,7 @@ struct psc_worker {
 	uint64_t lead;
 	int32_t last_tid;
 	bool in_hook;
+	bool held;
 	struct psc_callers callers;
 	struct psc_request request;
 };
@@ -131,11 +134,19 @@ int psc_supervisor_install(struct psc_supervisor *supervisor,
 			   enum psc_install_stage *ret_stage);
 
 /**
- * psc_supervisor_trust - take the names of this process's sockets at their word
+ * psc_supervisor_wants_trust - whether psc_supervisor_trust() may learn something
+ * @fd: of this process; anything
  *
- * Before a target starts that could inherit them; see psc_listening_trust().
+ * Never waits.
  */
-void psc_supervisor_trust(struct psc_supervisor *supervisor);
+bool psc_supervisor_wants_trust(struct psc_supervisor *supervisor, int fd);
+
+/**
+ * psc_supervisor_trust - take the name of one of this process's sockets at its word
+ *
+ * Before a target starts that inherits it; see psc_listening_trust(). May wait.
+ */
+void psc_supervisor_trust(struct psc_supervisor *supervisor, int fd);
 
 /** psc_worker_init - prepare a thread's own part; @worker is large */
 void psc_worker_init(struct psc_supervisor *supervisor,
@@ -192,9 +203,21 @@ void psc_supervisor_stop(struct psc_supervisor *supervisor);
 void psc_supervisor_close(struct psc_supervisor *supervisor);
 
 /**
+ * psc_supervisor_hold_copies - let no copy be made while the process forks
+ * @deadline: CLOCK_REALTIME; a thread that copies until then is not waited for
+ *
+ * With @lists locked.
+ */
+void psc_supervisor_hold_copies(struct psc_supervisor *supervisor,
+				const struct timespec *deadline);
+
+/** psc_supervisor_release_copies - the fork is over; @lists are still locked */
+void psc_supervisor_release_copies(struct psc_supervisor *supervisor);
+
+/**
  * psc_supervisor_forget - close the descriptors in a forked child
  *
- * Called there by itself (forking.h). Uses nothing but close(2).
+ * Called there by itself (forking.h). Makes system calls, and nothing else.
  */
 void psc_supervisor_forget(struct psc_supervisor *supervisor);
 

@@ -379,10 +379,15 @@ cdef class Supervisor:
             raise error
         return features
 
-    def trust_sockets(self):
-        """Take the names of this process's bound sockets at their word."""
+    def unknown_sockets(self, descriptors):
+        """Those that may be sockets whose place trust_socket() can learn."""
+        return [
+            fd for fd in descriptors if psc_supervisor_wants_trust(self.core, fd)]
+
+    def trust_socket(self, int fd):
+        """Take a bound socket's name at its word; may wait for its lock."""
         with nogil:
-            psc_supervisor_trust(self.core)
+            psc_supervisor_trust(self.core, fd)
 
     def run(self, hook, owner):
         """Lead or stand by until the supervisor stops.
@@ -524,6 +529,11 @@ cdef class Supervisor:
     def live(self):
         """Listeners that can still send requests."""
         return self.core.live
+
+    @property
+    def popped(self):
+        """How many events deliver_events() has taken."""
+        return self.core.books.ring.tail
 
     @property
     def pushed(self):

@@ -127,6 +127,7 @@ cdef extern from "event.h" nogil:
         psc_endpoint requested
         psc_endpoint actual
     cdef struct psc_event_ring:
+        uint64_t tail
         uint64_t lost
     void psc_event_ring_close(psc_event_ring *ring)
     void psc_event_ring_lose(psc_event_ring *ring, uint64_t count)
@@ -193,7 +194,8 @@ cdef extern from "supervisor.h" nogil:
         psc_supervisor *supervisor, const psc_filter_need *need,
         unsigned int wanted, const psc_policy *policy,
         unsigned int *ret_features, psc_install_stage *ret_stage)
-    void psc_supervisor_trust(psc_supervisor *supervisor)
+    c_bool psc_supervisor_wants_trust(psc_supervisor *supervisor, int fd)
+    void psc_supervisor_trust(psc_supervisor *supervisor, int fd)
     void psc_worker_init(psc_supervisor *supervisor, psc_worker *worker)
     void psc_worker_close(psc_supervisor *supervisor, psc_worker *worker)
     int psc_supervisor_run(

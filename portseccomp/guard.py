@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -46,6 +46,9 @@ T = TypeVar("T")
 # Ports that are remembered as open. More can't be told apart from sockets of
 # families for which the kernel has no table.
 _MOST_OPEN = 1 << 14
+
+# How long the sockets that a target inherits may take to be looked at, in seconds.
+_TRUST_TIME = 1.0
 
 # How often targets that have ended are reaped on kernels that tell of the end
 # of a tree only then (before Linux 6.12), in seconds.
@@ -89,6 +92,27 @@ def _percentile(histogram: tuple[tuple[float, int], ...], share: float) -> float
         if left <= 0:
             return end
     return None
+
+
+def _inherited(args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int] | None:
+    """The descriptors that a child of subprocess.Popen inherits; None: any."""
+    if (
+        len(args) > 1
+        or kwargs.get("preexec_fn") is not None
+        or not kwargs.get("close_fds", True)
+    ):
+        return None
+    given = [kwargs.get(name) for name in ("stdin", "stdout", "stderr")]
+    found = {0, 1, 2}
+    for one in (*given, *kwargs.get("pass_fds", ())):
+        if hasattr(one, "fileno"):
+            try:
+                one = one.fileno()
+            except (OSError, ValueError):
+                continue  # Popen will say so
+        if isinstance(one, int) and one >= 0:
+            found.add(one)
+    return found
 
 
 class _State:
@@ -187,6 +211,7 @@ class Guard:
         self._failures = HookFailures()
         self._log = EventLog(event_buffer, told=on_event is not None)
         self._opened: dict[object, Event] = {}
+        self._look_at = 1024
         self._started: weakref.WeakSet[Any] = weakref.WeakSet()
         self._any_target = False
         self._warned = False
@@ -268,11 +293,35 @@ class Guard:
         self._features = launcher.features
         return launcher
 
-    def _submit(self, function: Callable[[], T]) -> T:
+    def _trust(self, descriptors: Iterable[int] | None) -> None:
+        """Learn where the sockets are that a target inherits; None: any of ours.
+
+        Whoever starts it has bound them. Asking a socket waits for its lock,
+        which another process that has it may keep: not for long, then it is judged
+        as one of which nothing is known.
+        """
+        if not self._table.can_deny:
+            return
+        core = self._state.core
+        if descriptors is None:
+            descriptors = map(int, os.listdir("/proc/self/fd"))
+        asked = [
+            threading.Thread(
+                target=core.trust_socket, args=(fd,), name="portseccomp-trust"
+            )
+            for fd in core.unknown_sockets(descriptors)
+        ]
+        limit = time.monotonic() + _TRUST_TIME
+        for thread in asked:
+            thread.daemon = True
+            thread.start()
+        for thread in asked:
+            thread.join(max(limit - time.monotonic(), 0))
+
+    def _submit(self, function: Callable[[], T], inherited: Iterable[int] | None) -> T:
         """Run a function on the guarded thread; replace one that has ended."""
-        if self._table.can_deny:
-            # What the target inherits was bound by whoever starts it.
-            self._state.core.trust_sockets()
+        self._check_open()
+        self._trust(inherited)
         while True:
             self._check_open()
             with self._state.lock:
@@ -292,7 +341,9 @@ class Guard:
         """
         import subprocess
 
-        process = self._submit(lambda: subprocess.Popen(*args, **kwargs))
+        process = self._submit(
+            lambda: subprocess.Popen(*args, **kwargs), _inherited(args, kwargs)
+        )
         self._started.add(process)
         return process
 
@@ -352,7 +403,7 @@ class Guard:
 
         thread = threading.Thread(target=body, name="portseccomp-call", daemon=True)
         # A thread inherits the filter of the thread that starts it.
-        self._submit(thread.start)
+        self._submit(thread.start, None)
         thread.join()
         if failure:
             try:
@@ -405,8 +456,9 @@ class Guard:
         key = event._inode or (event.family, event.host, event.port)
         if event.first or key not in self._opened:
             self._opened[key] = event
-        if len(self._opened) >= 1024 and len(self._opened) % 1024 == 0:
-            self._forget_closed()
+        # A look at the kernel's tables is dear: the next one is a thousand later.
+        if len(self._opened) >= self._look_at:
+            self._look_at = len(self._forget_closed()) + 1024
         if len(self._opened) > _MOST_OPEN:
             self._opened.pop(next(iter(self._opened)))
 

@@ -132,13 +132,21 @@ class Supervision:
                 spawned = True  # what could not be done is done soon
                 continue
             spawned = self._core.wants_thread and self.spawn()
+            if not self._core.drained:
+                self._core.ring()  # for what came meanwhile
         self._finish()
 
     def drain(self) -> None:
-        """Deliver what there is; empty at the end, so that waiters look again."""
+        """Deliver what there is; empty at the end, so that waiters look again.
+
+        What comes meanwhile is left for the next time: a target may call faster
+        than Python can tell.
+        """
         with self._draining:
-            while self._core.deliver_events(256, self._deliver):
-                pass
+            end = self._core.pushed
+            while self._core.popped < end:
+                if not self._core.deliver_events(256, self._deliver):
+                    break  # the next one is still being written
             self._deliver([])
 
     def _finish(self) -> None:

@@ -16,8 +16,9 @@
 static void fill(struct psc_event *event, int producer, uint64_t number)
 {
 	memset(event, (int)(number & 0x7f), sizeof(*event));
-	event->known = event->open = event->first = false;
+	event->known = false;
 	event->requested.dual_stack = event->actual.dual_stack = false;
+	event->open = event->first = true;
 	event->tid = producer;
 	event->cookie = number;
 }
@@ -110,6 +111,29 @@ static void test_one(void)
 		CHECK_INT(event.cookie, 1);
 		CHECK(!psc_event_ring_pop(&ring, &event));
 	}
+	psc_event_ring_free(&ring);
+}
+
+static void test_reserve(void)
+{
+	struct psc_event_ring ring;
+	struct psc_event event;
+
+	REQUIRE(psc_event_ring_init(&ring, 8) == 0);
+	fill(&event, 0, 1);
+	event.first = false;
+	for (int i = 0; i < 6; i++)
+		CHECK(psc_event_ring_push(&ring, &event));
+	CHECK(!psc_event_ring_push(&ring, &event));
+	event.open = false;
+	event.first = true;
+	CHECK(!psc_event_ring_push(&ring, &event));
+	event.open = true;
+	CHECK(psc_event_ring_push(&ring, &event));
+	CHECK(psc_event_ring_push(&ring, &event));
+	CHECK(!psc_event_ring_push(&ring, &event));
+	CHECK_INT(atomic_load(&ring.lost), 3);
+	CHECK_INT(psc_event_ring_count(&ring), 8);
 	psc_event_ring_free(&ring);
 }
 
@@ -246,6 +270,7 @@ static const struct check_test tests[] = {
 	{"a capacity that is no power of two is refused", test_capacity},
 	{"a full ring counts what is lost, and keeps the order", test_fill},
 	{"a ring of one event is refused, or holds one", test_one},
+	{"the last quarter of a ring is for ports that open", test_reserve},
 	{"a closed ring gives what it has, and counts what comes", test_close},
 	{"four producers and two consumers lose, double and tear nothing of a "
 	 "million events",

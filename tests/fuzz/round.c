@@ -16,10 +16,13 @@
  */
 #include <errno.h>
 #include <linux/audit.h>
+#include <net/if.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -297,6 +300,7 @@ static void kernel_connect(struct socket *socket)
 						    127,	0,  0, 1};
 	static const uint8_t ipv6_loopback[16] = {[15] = 1};
 	static const uint8_t ipv4_loopback[16] = {127, 0, 0, 1};
+	static const uint8_t interface_host[4] = {10, 0, 0, 1};
 
 	if (socket->thing != INTERNET || socket->listening ||
 	    socket->connected || socket->type == SOCK_RAW)
@@ -306,6 +310,13 @@ static void kernel_connect(struct socket *socket)
 		socket->chosen = socket->moved = false;
 		if (is_udp(socket))
 			socket->loose = true; /* it never called bind */
+	}
+	/* TCP on a broadcast address moves to an interface's, for good. */
+	if (socket->af == AF_INET && !is_udp(socket) &&
+	    (memcmp(socket->host, "\x7f\xff\xff\xff", 4) == 0 ||
+	     memcmp(socket->host, "\x0a\xff\xff\xff", 4) == 0)) {
+		memcpy(socket->host, interface_host, 4);
+		memcpy(socket->bound_host, socket->host, 16);
 	}
 	if (is_wild(socket))
 		memcpy(socket->host,
@@ -463,6 +474,8 @@ int __wrap_close(int fd);
 int __real_fstat(int fd, struct stat *ret_stat);
 int __wrap_fstat(int fd, struct stat *ret_stat);
 int __wrap_getsockname(int fd, struct sockaddr *address, socklen_t *length);
+int __wrap_poll(struct pollfd *looks, nfds_t count, int timeout);
+int __wrap_ioctl(int fd, unsigned long request, void *argument);
 int __wrap_getpeername(int fd, struct sockaddr *address, socklen_t *length);
 int __wrap_getsockopt(int fd, int level, int name, void *value,
 		      socklen_t *length);
@@ -517,6 +530,39 @@ int __wrap_getsockname(int fd, struct sockaddr *address, socklen_t *length)
 	return failing(write_name(socket, address, length));
 }
 
+int __wrap_poll(struct pollfd *looks, nfds_t count, int timeout)
+{
+	const struct socket *socket = socket_of(looks->fd);
+
+	MUST(count == 1 && timeout == 0);
+	looks->revents = socket->connected || socket->listening ? 0 : POLLHUP;
+	return looks->revents != 0;
+}
+
+/* One interface: 10.0.0.1/8. */
+int __wrap_ioctl(int fd, unsigned long request, void *argument)
+{
+	struct ifconf *list = argument;
+	struct ifreq *interface = argument;
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	uint32_t host = 0x0a000001;
+
+	socket_of(fd);
+	if (request == SIOCGIFCONF) {
+		MUST((size_t)list->ifc_len >= sizeof(*interface));
+		list->ifc_len = sizeof(*interface);
+		interface = list->ifc_req;
+	} else if (request == SIOCGIFNETMASK) {
+		host = 0xff000000;
+	} else {
+		MUST(request == SIOCGIFBRDADDR);
+		host = 0x0affffff;
+	}
+	address.sin_addr.s_addr = htonl(host);
+	memcpy(&interface->ifr_addr, &address, sizeof(address));
+	return 0;
+}
+
 int __wrap_getpeername(int fd, struct sockaddr *address, socklen_t *length)
 {
 	const struct socket *socket = socket_of(fd);
@@ -533,6 +579,10 @@ int __wrap_getsockopt(int fd, int level, int name, void *value,
 
 	if (socket->thing == NO_SOCKET)
 		return failing(ENOTSOCK);
+	if (level == SOL_SOCKET && name == SO_LINGER) {
+		memset(value, 0, *length);
+		return 0;
+	}
 	if (level == SOL_SOCKET && name == SO_COOKIE) {
 		memcpy(value, &socket->cookie, sizeof(socket->cookie));
 		return 0;
@@ -659,7 +709,8 @@ void psc_callers_name(struct psc_callers *callers, int32_t tid,
 	*ret_name = (struct psc_caller_name){.pid = tid, .comm = "caller"};
 }
 
-int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
+int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd,
+			int *ret_copy_fd)
 {
 	static const int errors[] = {-ESRCH, -EPERM, -EMFILE, -ENOSYS, -EXDEV};
 	const int next = world.copied;
@@ -680,7 +731,8 @@ int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
 	world.copies[next].open = true;
 	world.copied++;
 	world.call->copies++;
-	return COPY_FD + next;
+	*ret_copy_fd = COPY_FD + next;
+	return 0;
 }
 
 ssize_t psc_callers_read(int32_t tid, uint64_t address, void *ret_bytes,
@@ -790,7 +842,7 @@ int psc_listener_continue(int listener_fd, uint64_t id)
 		length = take_address(socket, address);
 		if (length >= 0 &&
 		    kernel_bind(socket, address, (socklen_t)length) == 0)
-			socket->loose = true;
+			socket->loose = is_udp(socket);
 	}
 	return result;
 }
