@@ -15,6 +15,7 @@ import tempfile
 
 import pytest
 from conftest import need
+from embedder import Embedder
 
 import portseccomp
 from portseccomp import ALLOW, Guard
@@ -258,3 +259,127 @@ def test_supervisor_without_privileges(public_binder, policy, steps):
     assert run([*user, *guard, *command], cwd=package) == outside
     expected = "0" if steps == ["user", "net"] else "EACCES"
     assert outside.startswith(f"udp4 80: {expected}\ntcp4 80: {expected}\n")
+
+
+# ---- namespaces that the supervisor can't look at ----
+
+# In user and network namespaces of its own, whose privileged ports end at 2000:
+# binds what each line says ("udp 80"), keeps it until the next one, and prints
+# the result. "all" lays every capability down.
+LENT = """
+import ctypes, errno, socket, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x10000000 | 0x40000000) == 0  # CLONE_NEWUSER, CLONE_NEWNET
+for name, text in (("self/setgroups", "deny"), ("self/uid_map", "0 0 1"),
+                   ("sys/net/ipv4/ip_unprivileged_port_start", "2000")):
+    with open(f"/proc/{name}", "w") as file:
+        file.write(text)
+if sys.argv[1] == "all":
+    assert libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0
+print("ready", flush=True)
+for line in sys.stdin:
+    kind, port = line.split()
+    with socket.socket(type=socket.SOCK_STREAM if kind == "tcp" else 2) as one:
+        try:
+            one.bind(("127.0.0.1", int(port)))
+            if kind == "tcp":
+                one.listen()
+            print("0", flush=True)
+        except OSError as error:
+            print(errno.errorcode[error.errno], flush=True)
+        sys.stdin.readline()
+        print("closed", flush=True)
+"""
+PRIVILEGED = ["udp 80", "tcp 80", "udp 1500", "tcp 1500"]
+
+
+def bound_there(pid: int) -> set[str]:
+    """The ports that are taken in the network namespace of a process."""
+    found = set()
+    for kind in ("udp", "tcp"):
+        with open(f"/proc/{pid}/net/{kind}") as table:
+            for line in list(table)[1:]:
+                port = int(line.split()[1].rpartition(":")[2], 16)
+                found.add(f"{kind} {port}")
+    return found
+
+
+class Borrower:
+    """That target, under a guard in a process of its own."""
+
+    def __init__(self, program: Embedder, capabilities: str) -> None:
+        self.program = program
+        self.number = program(
+            f"start({sys.executable!r}, '-c', {LENT!r}, {capabilities!r})"
+        )
+        assert program(f"hear({self.number})") == "ready"
+        self.pid = program(f"_targets[{self.number}].pid")
+
+    def say(self, line: str) -> str:
+        self.program(f"_targets[{self.number}].stdin.write({line.encode()!r})")
+        return self.program(f"hear({self.number})")
+
+    def bind(self, what: str) -> str:
+        """Bind; the result is looked at from outside."""
+        result = self.say(f"{what}\n")
+        # A TCP socket may be bound where it may not listen: not so here.
+        assert bound_there(self.pid) == ({what} if result == "0" else set())
+        assert self.say("\n") == "closed"
+        return result
+
+
+@needs_root
+def test_no_privileged_port_while_descriptors_run_out():
+    """With 0 to 9 descriptors left to read its namespace, no port is lent."""
+    got: dict[int, list[str]] = {}
+    with Embedder(["deny 7"]) as program:
+        one = Borrower(program, "all")
+        assert [one.bind(what) for what in PRIVILEGED] == ["EACCES"] * 4
+        for free in [*range(10), *reversed(range(10))]:
+            program(f"fill({free})")
+            assert [one.bind(what) for what in PRIVILEGED] == ["EACCES"] * 4, free
+            got[free] = [one.bind("udp 2500"), one.bind("tcp 2500")]
+            program("give_back()")
+        assert program(f"end({one.number})") == 0
+    # What it may bind it may bind as soon as there are enough: some tries above
+    # ended in each of the steps between.
+    assert (got[0], got[9]) == (["EACCES"] * 2, ["0"] * 2)
+
+
+@needs_root
+def test_own_privileged_port_while_descriptors_run_out():
+    """A target that may bind port 80 is denied while its right can't be read."""
+    with Embedder(["deny 7"]) as program:
+        one = Borrower(program, "none")
+        for free in range(10):
+            program(f"fill({free})")
+            results = {one.bind(what) for what in PRIVILEGED}
+            program("give_back()")
+            assert results <= {"0", "EACCES"}
+            assert free or results == {"EACCES"}
+        assert results == {"0"}
+        assert [one.bind(what) for what in PRIVILEGED] == ["0"] * 4
+        assert program(f"end({one.number})") == 0
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ["get_netns=EMFILE"],
+        ["get_netns=EPERM"],
+        ["get_netns=ENOTTY"],
+        ["netns_cookie=ENOPROTOOPT"],  # Linux 5.13
+        ["netns_cookie=ENOPROTOOPT", "get_netns=EMFILE"],
+        ["netns_cookie=ENOPROTOOPT", "get_netns=ENOTTY"],
+    ],
+    ids="-".join,
+)
+def test_no_privileged_port_where_the_namespace_is_refused(victim, refused):
+    """Whatever keeps the supervisor from the socket's namespace, no port is lent."""
+    through = (victim("refuse"), *refused, "--")
+    with Embedder(["deny 7"], through=through) as program:
+        one = Borrower(program, "all")
+        for _ in range(20):
+            assert [one.bind(what) for what in PRIVILEGED] == ["EACCES"] * 4
+        assert program(f"end({one.number})") == 0

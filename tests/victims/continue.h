@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What continuer.c and bindcontinuer.c share: a supervisor as it must not be.
+ * What continuer.c, bindcontinuer.c and namer.c share: a supervisor as it must
+ * not be.
  *
  * It copies the socket, checks a port, and lets the kernel continue the call:
  * which looks the descriptor up a second time. Race it to see why a guard
@@ -31,6 +32,9 @@
 
 /* The port that a call asks for; 0 where nothing is to be checked. */
 typedef int port_of_call(pid_t tid, const struct seccomp_data *data, int copy);
+
+/* Decides and makes the call itself, where there is one: 0 or -errno. */
+static int (*perform)(const struct seccomp_data *data, int copy);
 
 static int install(unsigned int call)
 {
@@ -70,7 +74,9 @@ static void answer(int listener, int forbidden, port_of_call *port_of)
 		return;
 	response.id = request.id;
 	copy = copy_of((pid_t)request.pid, (int)request.data.args[0]);
-	if (port_of((pid_t)request.pid, &request.data, copy) == forbidden)
+	if (perform)
+		response.error = perform(&request.data, copy);
+	else if (port_of((pid_t)request.pid, &request.data, copy) == forbidden)
 		response.error = -EACCES;
 	else
 		response.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;

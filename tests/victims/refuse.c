@@ -24,6 +24,7 @@
 #define WAIT_KILLABLE_RECV (1u << 5)
 #define NOTIF_SET_FLAGS 0x40082104u
 #define GET_NETNS 0x894Cu /* SIOCGSKNS */
+#define NETNS_COOKIE 71u /* of SOL_SOCKET, Linux 5.14 */
 #define FILTER_MAX 128
 
 static const struct call {
@@ -40,6 +41,7 @@ static const struct call {
 	{"seccomp", SYS_seccomp, ANY, 0, 0},
 	{"set_flags", SYS_ioctl, 1, ~0u, NOTIF_SET_FLAGS},
 	{"get_netns", SYS_ioctl, 1, ~0u, GET_NETNS},
+	{"netns_cookie", SYS_getsockopt, 2, ~0u, NETNS_COOKIE},
 	{"process_vm_readv", SYS_process_vm_readv, ANY, 0, 0},
 	{"netlink", SYS_socket, 0, ~0u, AF_NETLINK},
 };
