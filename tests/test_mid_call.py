@@ -90,7 +90,8 @@ def test_attack_in_mid_call(victim, free_port, attack, policy):
     if attack == "exec":
         # The socket that the other thread has is met by none of the calls.
         assert {port for port, _ in seen} == {allowed}
-    elif attack in CALLS or policy != "hook":
+    elif attack in ("stop", "leader") or policy != "hook":
+        # A few rewrites, as with a hook, may all come too late.
         assert seen[forbidden, "deny"] > 0
 
 
