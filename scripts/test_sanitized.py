@@ -32,7 +32,10 @@ OURS = re.compile(r"\bpsc_\w+|__pyx_\w+|/_core\.\w+|csrc/\w+\.[ch]")
 # Nothing is wrong with a process because of this line: a thread of it just ended.
 HARMLESS = re.compile(r"==\d+==Running thread \d+ was not suspended\..*")
 
+# Compiled into a library, which comes before ASan's: from the environment they are
+# read by way of /proc, and some tests take that away.
 ASAN_OPTIONS = (
+    "verify_asan_link_order=0",
     "abort_on_error=1",
     f"log_path={LOGS}/asan",
     "detect_leaks=1",
@@ -81,25 +84,37 @@ def build() -> Path:
     return extension
 
 
+def build_options() -> None:
+    """Build the library that tells ASan its options."""
+    text = ":".join(ASAN_OPTIONS)
+    source = f'const char *__asan_default_options(void) {{ return "{text}"; }}\n'
+    command = [*compiler(), "-shared", "-fPIC", "-x", "c", "-"]
+    command += ["-o", f"{PLACE}/build/options.so"]
+    subprocess.run(command, input=source, text=True, check=True)
+
+
+def compiler() -> list[str]:
+    """The compiler that the extension is built with."""
+    return shlex.split(os.environ.get("CC", "cc"))
+
+
 def runtime() -> str:
-    """The sanitizer's library, of the compiler that the extension is built with."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    command = [*compiler, "-print-file-name=libasan.so"]
+    """That compiler's library of the sanitizer."""
+    command = [*compiler(), "-print-file-name=libasan.so"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     path = Path(found.stdout.strip())
     if not path.is_absolute():
-        sys.exit(f"test_sanitized: {compiler[0]} has no libasan.so; gcc has: CC=gcc")
+        sys.exit(f"test_sanitized: {compiler()[0]} has no libasan.so; gcc has: CC=gcc")
     return str(path.resolve())
 
 
 def environment() -> dict[str, str]:
     """The environment of pytest, and of whatever the tests start."""
     return os.environ | {
-        "LD_PRELOAD": runtime(),
+        "LD_PRELOAD": f"{PLACE}/build/options.so {runtime()}",
         "PYTHONPATH": str(PLACE),
         # Python's own allocator would hide what its blocks are used for.
         "PYTHONMALLOC": "malloc",
-        "ASAN_OPTIONS": ":".join(ASAN_OPTIONS),
         "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:log_path={LOGS}/ubsan",
     }
 
@@ -140,6 +155,7 @@ def main(args: list[str]) -> int:
     PLACE.mkdir(parents=True, exist_ok=True)
     copy_tree()
     build()
+    build_options()
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir()
     LOGS.chmod(0o1777)  # targets run as other users, too
