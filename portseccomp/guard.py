@@ -208,6 +208,7 @@ class Guard:
             runner=runner,
             deliver=lambda events: (call := deliver()) and call(events),
             threshold=capacity // 2 + 1,
+            told=on_event is not None,
         )
         self._state = state = _State(core, supervision, runner)
         self._log.finish_when(_finished(weakref.ref(self), state))

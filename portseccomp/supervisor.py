@@ -33,7 +33,8 @@ class Supervision:
     """Runs a core supervisor on threads, and its events through `deliver`.
 
     `deliver(events)` is called with each batch, possibly an empty one, on one
-    thread. `hook` is None where the policy never asks.
+    thread; `told` says that it calls on_event, which may hang. `hook` is None
+    where the policy never asks.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Supervision:
         runner: HookRunner,
         deliver: Callable[[list[EventFields]], None],
         threshold: int,
+        told: bool,
     ) -> None:
         self._core = core
         self._hook = hook
         self._runner = runner
         self._deliver = deliver
         self._threshold = threshold
+        self._told = told
         # Reentrant: the garbage collector may close a guard from anywhere.
         self._lock = threading.RLock()
         self._threads: set[threading.Thread] = set()
@@ -163,7 +166,11 @@ class Supervision:
         self._core.ring()
         if self._dispatcher is threading.current_thread() or not self._dispatcher.ident:
             return  # on_event closes its guard: the rest is delivered after it
-        self._dispatcher.join(_LAST_EVENTS)
+        while True:
+            delivered = self._delivered
+            self._dispatcher.join(_LAST_EVENTS)
+            if self._told or self._delivered == delivered:
+                break  # else it is only slow: the machine is busy
         if self._dispatcher.is_alive():
             self.failure = self.failure or TimeoutError(
                 "on_event was still running when the guard closed"
