@@ -233,6 +233,7 @@ class Guard:
             runner=runner,
             deliver=lambda events: call(events) if (call := deliver()) else 0,
             threshold=capacity // 2 + 1,
+            told=on_event is not None,
         )
         self._state = state = _State(core, supervision, runner)
         self._log.finish_when(_finished(weakref.ref(self), state))

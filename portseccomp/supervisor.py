@@ -33,8 +33,8 @@ class Supervision:
     """Runs a core supervisor on threads, and its events through `deliver`.
 
     `deliver(events)` is called with each batch, possibly an empty one, on one
-    thread, and returns how many of them have arrived. `hook` is None where the
-    policy never asks.
+    thread, and returns how many of them have arrived; `told` says that it calls
+    on_event, which may hang. `hook` is None where the policy never asks.
     """
 
     def __init__(
@@ -45,12 +45,14 @@ class Supervision:
         runner: HookRunner,
         deliver: Callable[[list[EventFields]], int],
         threshold: int,
+        told: bool,
     ) -> None:
         self._core = core
         self._hook = hook
         self._runner = runner
         self._deliver = deliver
         self._threshold = threshold
+        self._told = told
         # Reentrant: the garbage collector may close a guard from anywhere.
         self._lock = threading.RLock()
         self._threads: set[threading.Thread] = set()
@@ -181,7 +183,11 @@ class Supervision:
         self._core.ring()
         if self._dispatcher is threading.current_thread() or not self._dispatcher.ident:
             return  # on_event closes its guard: the rest is delivered after it
-        self._dispatcher.join(_LAST_EVENTS)
+        while True:
+            taken = self._core.popped
+            self._dispatcher.join(_LAST_EVENTS)
+            if self._told or self._core.popped == taken:
+                break  # else it is only slow: the machine is busy
         if self._dispatcher.is_alive():
             self.failure = self.failure or TimeoutError(
                 "on_event was still running when the guard closed"

@@ -45,12 +45,15 @@ class Package:
 
 
 def read_packages() -> dict[str, list[Package]]:
-    """Return the packages of each section."""
+    """Return the packages of each section that are for this machine."""
     sections: dict[str, list[Package]] = {}
     with open(PACKAGES, encoding="utf-8") as file:
         for line in map(str.strip, file):
             if line.startswith("["):
-                current = sections.setdefault(line.strip("[]"), [])
+                name, *machines = line.strip("[]").split(", ")
+                current = sections.setdefault(name, [])
+                if machines and platform.machine() not in machines:
+                    current = []  # read, and forgotten
             elif line and not line.startswith("#"):
                 current.append(Package(line))
     return sections
@@ -93,6 +96,19 @@ def has_venv() -> bool:
     return all(importlib.util.find_spec(name) for name in ("venv", "ensurepip"))
 
 
+def has_i386() -> bool:
+    """Whether programs for i386 are compiled and linked."""
+    if not has_compiler():
+        return False
+    done = subprocess.run(
+        [*compiler(), "-m32", "-x", "c", "-", "-o", os.devnull],
+        input=b"int main(void) { return 0; }\n",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return done.returncode == 0
+
+
 def runs(python: str) -> bool:
     """Whether a Python is there and starts; pyenv has names that don't."""
     return (
@@ -107,6 +123,7 @@ PROBES = {
     "headers": has_headers,
     "Python.h": has_python_h,
     "venv": has_venv,
+    "i386": has_i386,
 }
 
 
@@ -166,7 +183,7 @@ def hint_tests(packages: list[Package]) -> int:
     """Say which tests will be skipped, and what would change that."""
     missing = [one for one in packages if not one.is_there()]
     if missing:
-        what = join([one.shown_by for one in missing])
+        what = join([*dict.fromkeys(one.shown_by.strip("()") for one in missing)])
         print(f"tests with {what} will be skipped: {install_line(missing)}")
     return 0
 

@@ -34,6 +34,12 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+def pytest_collection_finish():
+    """Leave out of each test's garbage collection what is there before all tests."""
+    gc.collect()
+    gc.freeze()
+
+
 def open_descriptors() -> dict[int, str]:
     """The descriptors of this process, and what they are."""
     found = {}

@@ -265,9 +265,16 @@ def resources() -> tuple[int, list[str]]:
     return len(os.listdir("/proc/self/fd")), names
 
 
+def resources_at_rest() -> tuple[int, list[str]]:
+    """The same, when the threads of guards that are closed have ended."""
+    while threading.active_count() > 1:
+        time.sleep(0.01)
+    return resources()
+
+
 def resources_but(before: list[Any]) -> Any:
     """None as soon as they are as before; else, after a while, what they are."""
-    end = time.monotonic() + 2
+    end = time.monotonic() + 10
     while (now := list(resources())) != before:
         if time.monotonic() > end:
             return now

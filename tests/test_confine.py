@@ -43,8 +43,9 @@ def write_memory():
     # To nowhere: EFAULT is for those who have the right to write.
     one = ctypes.create_string_buffer(1)
     here, there = Piece(ctypes.addressof(one), 1), Piece(1, 1)
+    # The flags go by the stack, where an int would leave half of a long unset.
     libc.syscall(SYS_process_vm_writev, pid, ctypes.byref(here), 1,
-                 ctypes.byref(there), 1, 0)
+                 ctypes.byref(there), 1, ctypes.c_long(0))
     return 0 if ctypes.get_errno() == errno.EFAULT else -1
 
 attempt("signal", os.kill, pid, 0)

@@ -148,6 +148,23 @@ def test_packages_for_apt():
     assert done.stderr == "check_tools: sections are build, test, fuzz and kernels\n"
 
 
+@pytest.mark.parametrize("option", ["--packages", "--missing"])
+def test_packages_of_other_machines_are_not_named(option, tmp_path):
+    """What only one machine has is named there, where it is missing, and only there."""
+    source = "import platform, runpy, sys; machine = sys.argv.pop(1); "
+    source += "platform.machine = lambda: machine; "
+    source += "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    named = {}
+    for machine in ("x86_64", "aarch64"):
+        # Without any tool, all that can be missing is.
+        command = ("-c", source, machine, CHECK_TOOLS, option, "build", "test")
+        done = run(*command, PATH=str(tmp_path))
+        assert (done.returncode, done.stderr) == (0, "")
+        named[machine] = set(done.stdout.split())
+    assert named["x86_64"] - named["aarch64"] == {"gcc-12-multilib", "libc6-dev-i386"}
+    assert {"gcc", "nginx-light"} <= named["aarch64"] < named["x86_64"]
+
+
 def test_packages_that_tests_ask_for_are_listed():
     """Each package that a test names when it skips is one that CI installs."""
     pattern = r'\bneed\(\s*"[^"]+",\s*"([^"]+)"'

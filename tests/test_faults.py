@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -478,6 +479,30 @@ def test_failing_hook_does_not_hide_the_bodys_exception(free_port):
         assert guard.call(listen_on, free_port()) == "EACCES"
         raise ZeroDivisionError
     assert any("LookupError" in note for note in caught.value.__notes__)
+
+
+class SlowlyTold(Guard):
+    """A guard on a machine that is busy with something else."""
+
+    def _deliver(self, batch):
+        if batch:
+            time.sleep(0.1)
+        super()._deliver(batch)
+
+
+def test_many_events_at_the_end(monkeypatch):
+    """A guard without on_event closes well, however long its last events take."""
+    monkeypatch.setattr("portseccomp.supervisor._LAST_EVENTS", 0.4)
+
+    def call_often() -> None:
+        with socket.socket() as one:
+            for _ in range(2000):
+                with pytest.raises(PermissionError):
+                    one.listen()
+
+    with SlowlyTold("deny any") as guard:
+        guard.call(call_often)
+    assert sum(1 for _ in guard.events()) == 2000
 
 
 # ---- the embedding program ----

@@ -332,7 +332,7 @@ def test_guard_started_with_few_threads(more):
     """Where a thread of the guard can't be started it raises, and leaves nothing."""
     with Embedder(None, without_guard=True, through=lonely()) as program:
         program("Guard('deny 1').close()")
-        before = program("resources()")
+        before = program("resources_at_rest()")
         program(f"limit_threads({more})")
         with pytest.raises(EmbedderError) as caught:
             program("Guard('deny 1').close()")
@@ -345,7 +345,7 @@ def test_guard_started_without_threads():
     """A guard that can't start its first thread raises; four are enough."""
     with Embedder(None, without_guard=True, through=lonely()) as program:
         program("Guard('deny 1').close()")
-        before = program("resources()")
+        before = program("resources_at_rest()")
         program("limit_threads(0)")
         with pytest.raises(EmbedderError, match="can't start the guard's threads"):
             program("Guard('deny 1').close()")

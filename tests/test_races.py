@@ -12,6 +12,7 @@ import select
 import socket
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,9 @@ def mix(victim, free_port, rules: list[str], default: str) -> tuple[dict, Stats]
         assert not accepts("127.0.0.1", forbidden)
         with socket.socket() as one:
             one.connect(("127.0.0.1", allowed)) if result["listens good"] else None
+        # Closing waits for on_event, but not until it has been told of 100,000.
+        while events["listen"] + guard.stats().events_lost < result["listens"]:
+            time.sleep(0.01)
     stats = guard.stats()
     assert (outside["seen"], events["open"]) == (0, 0)
     assert outside["looks"] > 1000
