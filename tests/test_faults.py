@@ -487,7 +487,7 @@ class SlowlyTold(Guard):
     def _deliver(self, batch):
         if batch:
             time.sleep(0.1)
-        super()._deliver(batch)
+        return super()._deliver(batch)
 
 
 def test_many_events_at_the_end(monkeypatch):
