@@ -36,6 +36,10 @@ class GuestError(Exception):
     """A guest could not be made, or did not come to its end."""
 
 
+class NotStarted(GuestError):
+    """A guest ended before its job had started."""
+
+
 # ---- packages ----
 
 
@@ -410,6 +414,7 @@ QEMU = {
     "aarch64": ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a57"),
 }
 CONSOLE = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
+BOOTS = 3  # of a guest whose kernel ends before the job has started
 
 
 def command_line(kernel: Kernel, start: str, job: Job) -> list[str]:
@@ -451,6 +456,11 @@ def run(kernel: Kernel, job: Job, show: Callable[[str], object] = print) -> int:
         command = command_line(kernel, start.name, job)
         if job.terminal:
             return subprocess.run(command).returncode
+        for _ in range(BOOTS - 1):
+            try:
+                return follow(command, job.timeout, show)
+            except NotStarted as error:
+                print(f"{kernel.name}: {error}\nonce more", file=sys.stderr)
         return follow(command, job.timeout, show)
 
 
@@ -488,4 +498,5 @@ def follow(
             process.kill()
     if late:
         raise GuestError(f"not done in {timeout:.0f} seconds")
-    raise GuestError("\n".join(["the guest ended early", *early[-20:]]))
+    kind = GuestError if started else NotStarted
+    raise kind("\n".join(["the guest ended early", *early[-20:]]))

@@ -134,6 +134,34 @@ def test_guest_that_does_not_come_to_its_end(scripts, wait, timeout, message):
         guest.follow(command, timeout, print)
 
 
+@pytest.mark.parametrize("panics", [0, 2, 3])
+def test_guest_that_panics_at_boot_is_booted_again(
+    scripts, tmp_path, monkeypatch, capsys, panics
+):
+    """A kernel that ends before its job starts has three tries; a job has one."""
+    _, guest = scripts
+    boots = tmp_path / "boots"
+    script = f"echo x >>{boots}; test $(wc -l <{boots}) -gt {panics} || exit; "
+    script += f"echo {guest.START}; echo {guest.MARK} 7"
+    monkeypatch.setattr(guest, "CACHE", str(tmp_path))
+    monkeypatch.setattr(guest, "initramfs", lambda kernel, job: b"")
+    monkeypatch.setattr(guest, "command_line", lambda *_: ["sh", "-c", script])
+    kernel, job = guest.Kernel("6.1", ()), guest.Job("true", {}, timeout=30)
+    if panics == 3:
+        with pytest.raises(guest.GuestError, match="ended early"):
+            guest.run(kernel, job)
+    else:
+        assert guest.run(kernel, job) == 7
+    assert boots.read_text() == "x\n" * min(panics + 1, 3)
+    assert capsys.readouterr().err.count("once more") == min(panics, 2)
+    # What happened to the job itself is told at once.
+    boots.unlink()
+    script = f"echo x >>{boots}; echo {guest.START}"
+    with pytest.raises(guest.GuestError, match="ended early"):
+        guest.run(kernel, job)
+    assert boots.read_text() == "x\n"
+
+
 def test_packages_are_named_once():
     """What test-kernels needs is in the list that apt-get is given."""
     command = [sys.executable, str(SCRIPTS / "check_tools.py"), "--packages", "kernels"]
