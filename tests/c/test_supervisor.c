@@ -8,6 +8,7 @@
  * way.
  */
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -25,7 +26,7 @@
 enum { ALLOWED = 1, DENIED = 2, ASKED = 3, ASKED_TOO = 4, UNNAMED = 5 };
 
 #define VICTIMS_MAX 6
-#define WORKERS_MAX 6
+#define WORKERS_MAX 64
 #define RING 1024
 #define SECOND_NS 1000000000ll
 #define PATIENCE_NS (30 * SECOND_NS) /* for what must happen */
@@ -768,6 +769,24 @@ static void test_two_sources(void)
 	close_guard(other);
 }
 
+/*
+ * What an owner does while it waits: start a thread where a request waits for
+ * one. With all three in a hook, or on their way out of one, nobody else does.
+ */
+static void serve_until_heard(struct guard *guard, int victim)
+{
+	enum { LOOK_MS = 10 };
+	struct pollfd answer = {.fd = guard->victims[victim].fd,
+				.events = POLLIN};
+	const int64_t until = psc_round_now() + PATIENCE_NS;
+
+	while (poll(&answer, 1, LOOK_MS) == 0 && psc_round_now() < until)
+		if (atomic_load(&guard->core.asks_queued) > 0 &&
+		    atomic_load(&guard->core.hooks) < guard->core.max_hooks &&
+		    guard->worker_count < WORKERS_MAX)
+			start_workers(guard, 1);
+}
+
 static void test_many(void)
 {
 	enum { TIMES = 150, VICTIMS = VICTIMS_MAX };
@@ -789,8 +808,10 @@ static void test_many(void)
 			last[j] = (uint8_t)(ALLOWED + check_below(&random, 5));
 			tell(guard, j, last[j]);
 		}
-		for (int j = 0; j < VICTIMS; j++)
+		for (int j = 0; j < VICTIMS; j++) {
+			serve_until_heard(guard, j);
 			CHECK_REPORT(hear(guard, j), errors[last[j]]);
+		}
 	}
 	stop_guard(guard);
 	while (psc_event_ring_pop(ring_of(guard), &event))
