@@ -18,6 +18,7 @@ from statistics import median
 
 import pytest
 
+import portseccomp.launcher
 from portseccomp import ALLOW, Guard, probe
 
 HERE = Path(__file__).parent
@@ -83,6 +84,7 @@ class Latencies:
             "floor-round-no-sync": lambda: self._alone("round-async", CALLS // 5),
             "core": lambda: self._alone("supervisor"),
             "rule": lambda: self._guarded("none", "deny 1"),
+            "rule-no-sync": lambda: self._without_sync("deny 1"),
             "hook": lambda: self._guarded("none", "ask any", lambda request: ALLOW),
             "rule-busy-gil": lambda: self._busy("deny 1"),
             "hook-busy-gil": lambda: self._busy("ask any", lambda request: ALLOW),
@@ -115,6 +117,15 @@ class Latencies:
             command = [self._floor, mode, str(calls)]
             done = guard.run(command, capture_output=True, text=True, check=True)
         return _numbers(done.stdout)
+
+    def _without_sync(self, rule) -> list[int]:
+        """As on a kernel that knows no synchronous wake-up."""
+        core = portseccomp.launcher._core
+        known, core.SYNC_WAKE_UP = core.SYNC_WAKE_UP, 0
+        try:
+            return self._guarded("none", rule, calls=CALLS // 5)
+        finally:
+            core.SYNC_WAKE_UP = known
 
     def _busy(self, rule, hook=None) -> list[int]:
         with BusyGil():

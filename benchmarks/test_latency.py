@@ -40,6 +40,12 @@ def test_rule(record):
 
 
 @pytest.mark.benchmark(group="portseccomp")
+def test_rule_without_sync(record):
+    """Seconds for a rule's decision without the synchronous wake-up (Linux 6.6)."""
+    record("rule-no-sync", "rule")
+
+
+@pytest.mark.benchmark(group="portseccomp")
 def test_hook(record, latencies, benchmark):
     """Seconds for a `listen` decided by a Python function."""
     record("hook", "rule", "rule + 1 us")
