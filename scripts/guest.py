@@ -160,6 +160,7 @@ class Kernel:
     suites: tuple[str, ...]
     machine: str = "x86_64"
     append: str = ""  # on its command line
+    whole: bool = False  # has all that the newest kernel has
     place: str = field(default="", init=False)
 
     def fetch(self) -> None:

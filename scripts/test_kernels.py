@@ -39,8 +39,8 @@ TREE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KERNELS = (
     Kernel("5.10", ("bullseye-security",)),
     Kernel("6.1", ("bookworm", "bookworm-security")),
-    Kernel("6.12", ("trixie", "trixie-security")),
-    Kernel("7", ("trixie-backports",)),
+    Kernel("6.12", ("trixie", "trixie-security"), whole=True),
+    Kernel("7", ("trixie-backports",), whole=True),
     Kernel("6.1-arm64", ("bookworm", "bookworm-security"), "aarch64"),
 )
 
@@ -61,6 +61,8 @@ LEFT_OUT = {
     "test_soak.py": "a long run of the same",
     "test_verdict.py": "what a hook can answer, without a kernel",
 }
+# Left out where the kernel lacks what these refuse, one thing at a time.
+LEFT_OUT_OLD = {"test_fallbacks.py": "plays an old kernel on a new one"}
 ALWAYS = ("-p", "pytest_timeout", "-p", "xdist.plugin", "--timeout=300")
 PYTEST = ("-m", "not slow", "-n", "2")
 ENVIRONMENT = {
@@ -68,7 +70,9 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
     # tries of each race: 100,000 on the machine itself
-    "PORTSECCOMP_ATTACKS": "2000",
+    "PORTSECCOMP_ATTACKS": os.environ.get("PORTSECCOMP_ATTACKS", "2000"),
+    # of tests with many cases the first, one in the middle, and the last
+    "PORTSECCOMP_CASES": os.environ.get("PORTSECCOMP_CASES", "3"),
     # Plugins that are not used take seconds to import, and each test more time.
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
 }
@@ -94,19 +98,20 @@ def exports(more: dict[str, str]) -> str:
     )
 
 
-def pytest_line(python: str, arguments: list[str]) -> str:
+def pytest_line(python: str, arguments: list[str], whole: bool = True) -> str:
     """The command that runs the tests: those that are asked for, or the default."""
     if not arguments:
-        arguments = [*PYTEST, *(f"--ignore=tests/{one}" for one in LEFT_OUT), "tests"]
+        left_out = [*LEFT_OUT, *(() if whole else LEFT_OUT_OLD)]
+        arguments = [*PYTEST, *(f"--ignore=tests/{one}" for one in left_out), "tests"]
     return shlex.join([python, "-m", "pytest", *ALWAYS, *arguments])
 
 
-def tests_script(place: Place, arguments: list[str]) -> str:
+def tests_script(place: Place, arguments: list[str], whole: bool) -> str:
     """The shell's lines that run the C core's tests, then pytest."""
     return (
         f"uname -srm\n{shlex.quote(place.python)} -m portseccomp probe\n"
         f"{shlex.quote(place.runner)}; status=$?\n"
-        f"{pytest_line(place.python, arguments)} || status=$?\n"
+        f"{pytest_line(place.python, arguments, whole)} || status=$?\n"
         "exit $status\n"
     )
 
@@ -150,6 +155,20 @@ make --silent -C csrc build=/run/out/c /run/out/c/core-tests || exit
 rm -rf /run/out/c/core /run/out/c/tests
 cp portseccomp/_core*$(uname -m)*.so /run/out/ && touch /run/out/done
 """
+
+
+def compile_python() -> None:
+    """Leave compiled modules in the tree, as pytest wants them.
+
+    In a guest nothing that is written stays: each start of Python would compile
+    the same again.
+    """
+    environment = {**os.environ, "PYTHONPATH": TREE, "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, "-m", "compileall", "-q", f"{TREE}/portseccomp"]
+    subprocess.run(command, env=environment)
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    command = [sys.executable, "-m", "pytest", *ALWAYS, "--collect-only", "-q", "tests"]
+    subprocess.run(command, env=environment, cwd=TREE, stdout=subprocess.DEVNULL)
 
 
 def foreign(kernel: Kernel) -> Place:
@@ -250,6 +269,7 @@ def run(kernel: Kernel, options: argparse.Namespace) -> Result:
     print(f"---- {kernel.name} ----", flush=True)
     try:
         kernel.fetch()
+        compile_python()
         own = kernel.machine == platform.machine()
         place = native() if own else foreign(kernel)
         script = exports(place.environment) + f"cd {shlex.quote(place.tree)}\n"
@@ -259,7 +279,7 @@ def run(kernel: Kernel, options: argparse.Namespace) -> Result:
         elif options.command:
             script += options.command + "\n"
         else:
-            script += tests_script(place, options.pytest)
+            script += tests_script(place, options.pytest, kernel.whole)
         limit = options.minutes * 60
         job = Job(script, place.shares, place.out, options.shell, limit)
         result.status = guest.run(kernel, job, result.read)

@@ -2,7 +2,8 @@
 
 Tests run against the real kernel. A test that needs root, a package or a
 kernel feature asks for it with `need`; with PORTSECCOMP_NO_SKIP=1, as in CI,
-a skip is a failure.
+a skip is a failure. PORTSECCOMP_CASES=N runs N cases of each test at most, for
+machines that are slow.
 """
 
 from __future__ import annotations
@@ -22,6 +23,28 @@ import pytest
 
 HERE = Path(__file__).parent
 NO_SKIP = os.environ.get("PORTSECCOMP_NO_SKIP") == "1"
+CASES = int(os.environ.get("PORTSECCOMP_CASES", "0"))
+
+
+def spread(items: list, most: int) -> list:
+    """As many of the items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return items
+    step = (len(items) - 1) / max(most - 1, 1)
+    return [items[round(i * step)] for i in range(most)]
+
+
+def pytest_collection_modifyitems(config, items):
+    """With PORTSECCOMP_CASES leave out most cases of tests that have many."""
+    if not CASES:
+        return
+    tests: dict[tuple, list] = {}
+    for item in items:
+        key = (item.path, getattr(item, "originalname", None) or item.name)
+        tests.setdefault(key, []).append(item)
+    kept = {one for cases in tests.values() for one in spread(cases, CASES)}
+    config.hook.pytest_deselected(items=[one for one in items if one not in kept])
+    items[:] = [one for one in items if one in kept]
 
 
 @pytest.hookimpl(wrapper=True)

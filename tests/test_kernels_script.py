@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import HERE, need
+from conftest import HERE, need, spread
 
 SCRIPTS = HERE.parent / "scripts"
 
@@ -41,9 +41,21 @@ def test_the_default_leaves_out_what_it_says(scripts):
     assert line.startswith("py -m pytest ")
     for name in test_kernels.LEFT_OUT:
         assert f"--ignore=tests/{name}" in line
+    for name in test_kernels.LEFT_OUT_OLD:
+        assert (HERE / name).exists(), name
+        assert f"--ignore=tests/{name}" not in line
+        assert f"--ignore=tests/{name}" in test_kernels.pytest_line("py", [], False)
     chosen = test_kernels.pytest_line("py", ["tests/test_listen.py", "-k", "a b"])
     assert chosen.endswith("tests/test_listen.py -k 'a b'")
     assert "--ignore" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("most", "kept"), [(1, "0"), (2, "09"), (3, "049"), (10, "0123456789")]
+)
+def test_some_cases_of_many(most, kept):
+    """Of a test's cases those that are run are spread evenly."""
+    assert "".join(spread(list("0123456789"), most)) == kept
 
 
 def test_arguments(scripts):
