@@ -129,7 +129,8 @@ static void close_copy(struct psc_request *request)
 {
 	if (request->copy_fd < 0)
 		return;
-	psc_socket_stop_linger(request->copy_fd);
+	if (!request->event.open)
+		psc_socket_stop_linger(request->copy_fd);
 	close(request->copy_fd);
 	request->copy_fd = -1; /* last, for a child that is forked in between */
 }

@@ -99,7 +99,7 @@ int psc_socket_address(int fd, union psc_sockaddr *ret_address,
  *
  * If the copy is the last descriptor, it is close of the copy that waits for the
  * peer (SO_LINGER), for as long as the target has said. A process that is at its
- * end would not wait either. A call on a connected socket fails anyway.
+ * end would not wait either. For calls that fail, as they do on such sockets.
  */
 void psc_socket_stop_linger(int fd);
 

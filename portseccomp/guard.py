@@ -47,8 +47,10 @@ T = TypeVar("T")
 # families for which the kernel has no table.
 _MOST_OPEN = 1 << 14
 
-# How long the sockets that a target inherits may take to be looked at, in seconds.
-_TRUST_TIME = 1.0
+# How long the sockets that a target inherits may take to be looked at, in seconds,
+# and how many of them may take longer.
+_TRUST_TIME = 0.5
+_TRUST_TRIES = 4
 
 # How often targets that have ended are reaped on kernels that tell of the end
 # of a tree only then (before Linux 6.12), in seconds.
@@ -306,18 +308,22 @@ class Guard:
         core = self._state.core
         if descriptors is None:
             descriptors = map(int, os.listdir("/proc/self/fd"))
-        asked = [
-            threading.Thread(
-                target=core.trust_socket, args=(fd,), name="portseccomp-trust"
-            )
-            for fd in core.unknown_sockets(descriptors)
-        ]
-        limit = time.monotonic() + _TRUST_TIME
-        for thread in asked:
-            thread.daemon = True
+        unknown = core.unknown_sockets(descriptors)
+        if not unknown:
+            return
+        left = iter(unknown)
+
+        def ask() -> None:
+            for fd in left:
+                core.trust_socket(fd)
+
+        # Another thread goes on where one is stuck.
+        for _ in range(_TRUST_TRIES):
+            thread = threading.Thread(target=ask, name="portseccomp-trust", daemon=True)
             thread.start()
-        for thread in asked:
-            thread.join(max(limit - time.monotonic(), 0))
+            thread.join(_TRUST_TIME)
+            if not thread.is_alive():
+                break
 
     def _submit(self, function: Callable[[], T], inherited: Iterable[int] | None) -> T:
         """Run a function on the guarded thread; replace one that has ended."""
