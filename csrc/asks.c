@@ -135,6 +135,7 @@ void psc_asks_release(struct psc_asks *asks, uint64_t ticket)
 	struct psc_ask *ask = ask_of(asks, ticket);
 
 	psc_source_release(ask->request.source);
+	atomic_store(&ask->tid, 0); /* the next one is another thread's */
 	set(ask, ticket / PSC_ASKS + 1, PSC_ASK_FREE);
 	atomic_fetch_sub(&asks->open, 1);
 }
@@ -228,6 +229,8 @@ int psc_asks_close(struct psc_asks *asks, struct psc_books *books)
 
 bool psc_asks_hold(struct psc_asks *asks, int fd)
 {
+	if (atomic_load(&asks->open) == 0)
+		return false;
 	for (int i = 0; i < PSC_ASKS; i++)
 		if (state_of(&asks->slots[i]) != PSC_ASK_FREE &&
 		    asks->slots[i].request.copy_fd == fd)

@@ -210,10 +210,13 @@ static void remember(struct psc_request *request, struct psc_memory *memory,
 		entry.kind = PSC_MEMORY_MOVED;
 	else if (asked->port == PSC_PORT_EPHEMERAL)
 		entry.kind = PSC_MEMORY_EPHEMERAL;
-	if (!entry.cookie ||
-	    (actual && (!judged_place(actual, wanted) ||
-			psc_socket_may_wander(request->copy_fd, actual))))
+	if (!entry.cookie)
 		return;
+	if (actual && (!judged_place(actual, wanted) ||
+		       psc_socket_may_wander(request->copy_fd, actual))) {
+		psc_memory_forget(memory, entry.cookie);
+		return;
+	}
 	psc_memory_store(memory, entry, asked, actual);
 }
 

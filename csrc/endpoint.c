@@ -127,7 +127,8 @@ bool psc_endpoint_is_tcp(const struct psc_endpoint *endpoint)
 {
 	return psc_endpoint_has_ports(endpoint) && endpoint->type != SOCK_RAW &&
 	       (endpoint->protocol == IPPROTO_TCP ||
-		endpoint->protocol == IPPROTO_MPTCP || endpoint->af == AF_SMC);
+		endpoint->protocol == IPPROTO_MPTCP ||
+		endpoint->protocol == IPPROTO_SMC || endpoint->af == AF_SMC);
 }
 
 bool psc_endpoint_is_udp(const struct psc_endpoint *endpoint)

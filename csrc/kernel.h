@@ -56,6 +56,10 @@
 #ifndef AF_SMC
 #define AF_SMC 43
 #endif
+/* Linux 6.11: SMC as a protocol of internet sockets. */
+#ifndef IPPROTO_SMC
+#define IPPROTO_SMC 256
+#endif
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
 #endif

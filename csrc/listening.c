@@ -50,6 +50,9 @@ static void judge_unknown(struct psc_request *request)
 		if (other.verdict > request->decision.verdict)
 			request->decision = other;
 	}
+	/* The hook is to know the most that it may let open. */
+	if (request->decision.verdict == PSC_VERDICT_ASK)
+		request->event.requested = everywhere;
 }
 
 /*
@@ -110,6 +113,7 @@ void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 		return;
 	case PSC_MEMORY_EPHEMERAL:
 	case PSC_MEMORY_CHOSEN:
+		request->keeps_port = known.kind == PSC_MEMORY_CHOSEN;
 		take_known_place(request, &known);
 		*asked = request->bound;
 		if (known.kind == PSC_MEMORY_EPHEMERAL)
@@ -152,7 +156,7 @@ void psc_listening_trust(int fd, struct psc_memory *memory)
 		return;
 	if (is_unknown(fd, memory, cookie) &&
 	    psc_socket_read(fd, &place) == 0 && psc_endpoint_is_tcp(&place) &&
-	    place.port != PSC_PORT_EPHEMERAL && psc_socket_is_idle(fd) &&
+	    place.port != PSC_PORT_EPHEMERAL && !psc_socket_is_connected(fd) &&
 	    !psc_socket_may_wander(fd, &place))
 		psc_memory_store(memory,
 				 (struct psc_memory_entry){
@@ -224,6 +228,30 @@ static int settle_port(struct psc_request *request)
 	return 0;
 }
 
+/*
+ * A port that was not asked for by its number is lost by a connection that
+ * fails, or ends; getsockname(2) may show it still. Then `listen` would take
+ * another one, and everything else could have changed with it: so it gets one
+ * now.
+ */
+static int regain_port(struct psc_request *request)
+{
+	struct psc_endpoint *actual = &request->event.actual;
+	int result = psc_socket_bind_ephemeral(request->copy_fd);
+
+	if (result == -EINVAL)
+		return 0; /* it has one, or is connected */
+	if (result == 0)
+		result = psc_socket_reread(request->copy_fd, &request->bound,
+					   actual);
+	if (result < 0)
+		return result;
+	if (!psc_endpoint_same_place(actual, &request->bound))
+		return -ESTALE;
+	request->bound = *actual;
+	return 0;
+}
+
 int psc_listening_act(struct psc_request *request)
 {
 	struct psc_event *event = &request->event;
@@ -252,6 +280,10 @@ int psc_listening_act(struct psc_request *request)
 			return result;
 	} else if (moves && !request->made && !was_listening) {
 		return -EXDEV; /* it was bound before we saw it */
+	} else if (guarded && !was_listening && !request->keeps_port) {
+		result = regain_port(request);
+		if (result < 0)
+			return result;
 	}
 
 	result = psc_socket_listen(request->copy_fd, event->backlog);

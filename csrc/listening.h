@@ -27,8 +27,8 @@ bool psc_listening_wants_trust(int fd, struct psc_memory *memory);
 
 /**
  * psc_listening_trust - take a socket's name at its word
- * @fd: anything; only TCP sockets that are bound, and neither listen nor are
- *   connected, are remembered
+ * @fd: anything; only TCP sockets that are bound, and not connected, are
+ *   remembered
  *
  * For sockets that a target inherits: whoever starts it has bound them. Waits for
  * the socket's lock, which another process that has the socket may keep.

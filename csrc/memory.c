@@ -86,6 +86,17 @@ void psc_memory_store(struct psc_memory *memory, struct psc_memory_entry entry,
 	pthread_mutex_unlock(&memory->lock);
 }
 
+void psc_memory_forget(struct psc_memory *memory, uint64_t cookie)
+{
+	struct psc_memory_entry *entry;
+
+	pthread_mutex_lock(&memory->lock);
+	entry = find(memory, cookie);
+	if (entry)
+		entry->kind = PSC_MEMORY_NOTHING;
+	pthread_mutex_unlock(&memory->lock);
+}
+
 void psc_memory_find(struct psc_memory *memory, uint64_t cookie,
 		     struct psc_memory_entry *ret_entry)
 {

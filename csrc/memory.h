@@ -106,6 +106,9 @@ void psc_memory_store(struct psc_memory *memory, struct psc_memory_entry entry,
 		      const struct psc_endpoint *asked,
 		      const struct psc_endpoint *actual);
 
+/** psc_memory_forget - know nothing of a socket */
+void psc_memory_forget(struct psc_memory *memory, uint64_t cookie);
+
 /**
  * psc_memory_find - recall a socket
  * @ret_entry: what is known; @kind is PSC_MEMORY_NOTHING where nothing is

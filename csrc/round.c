@@ -129,7 +129,7 @@ static void close_copy(struct psc_request *request)
 {
 	if (request->copy_fd < 0)
 		return;
-	if (!request->event.open)
+	if (request->event.error)
 		psc_socket_stop_linger(request->copy_fd);
 	close(request->copy_fd);
 	request->copy_fd = -1; /* last, for a child that is forked in between */
@@ -155,7 +155,7 @@ static void answer(struct psc_request *request, struct psc_books *books)
 	const bool is_bind = event->call == PSC_CALL_BIND;
 	int result;
 
-	if (event->open && event->first)
+	if (event->open)
 		event->inode = psc_socket_inode(request->copy_fd);
 	close_copy(request);
 	/*
@@ -299,6 +299,7 @@ static void begin(struct psc_request *request,
 	request->counted = false;
 	request->asked = false;
 	request->made = false;
+	request->keeps_port = false;
 	memset(event, 0, sizeof(*event));
 	event->time_ns = clock_ns(CLOCK_REALTIME);
 	event->tid = (int32_t)notif->pid;
@@ -493,7 +494,12 @@ void psc_round_close(struct psc_request *request, struct psc_books *books)
 			psc_round_vanish(request, books);
 			return;
 		}
-		if (claim_socket(request, books) < 0 ||
+		result = claim_socket(request, books);
+		if (result == -ECANCELED) {
+			psc_round_vanish(request, books);
+			return;
+		}
+		if (result < 0 ||
 		    (event->call == PSC_CALL_LISTEN &&
 		     !psc_listening_still_holds(request, &books->memory))) {
 			psc_round_fail(request, PSC_FAILURE_CHANGED, 0, books);

@@ -88,6 +88,7 @@ struct psc_books {
  * @counted: it is counted as a request
  * @asked: it went to the hook
  * @made: the bind has been made
+ * @keeps_port: it was bound to a port by its number, which it can't lose
  * @claim: where the socket is claimed for this round, or NULL
  * @thread_claim: where the calling thread is
  * @place: its place in @source's rounds, or NULL
@@ -109,6 +110,7 @@ struct psc_request {
 	bool counted;
 	bool asked;
 	bool made;
+	bool keeps_port;
 	struct psc_decision decision;
 	struct psc_event event;
 };

@@ -5,6 +5,7 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -60,34 +61,49 @@ static bool is_broadcast_of(int fd, const struct ifreq *interface,
 	       is_end_of_network(address, ipv4_of(&mask.ifr_netmask));
 }
 
+/* By the interfaces of the socket's network namespace. */
+static bool is_some_broadcast(int fd, uint32_t address)
+{
+	struct ifconf list = {0};
+	bool found = true;
+	size_t count;
+
+	/* Asked twice: how many there are, then which. */
+	if (ioctl(fd, SIOCGIFCONF, &list) < 0)
+		return true;
+	list.ifc_len += (int)sizeof(*list.ifc_req);
+	count = (size_t)list.ifc_len / sizeof(*list.ifc_req);
+	list.ifc_req = calloc(count, sizeof(*list.ifc_req));
+	if (!list.ifc_req)
+		return true;
+	if (ioctl(fd, SIOCGIFCONF, &list) < 0 ||
+	    (size_t)list.ifc_len / sizeof(*list.ifc_req) >= count)
+		goto done;
+	count = (size_t)list.ifc_len / sizeof(*list.ifc_req);
+	found = false;
+	for (size_t i = 0; i < count; i++)
+		if (ipv4_of(&list.ifc_req[i].ifr_addr) == address)
+			goto done; /* one's own, whatever it looks like */
+	for (size_t i = 0; i < count && !found; i++)
+		found = is_broadcast_of(fd, &list.ifc_req[i], address);
+done:
+	free(list.ifc_req);
+	return found;
+}
+
 bool psc_socket_may_wander(int fd, const struct psc_endpoint *bound)
 {
-	struct ifreq interfaces[256];
-	struct ifconf list = {.ifc_len = sizeof(interfaces),
-			      .ifc_req = interfaces};
-	size_t count;
 	const uint32_t address = (uint32_t)bound->address[0] << 24 |
 				 (uint32_t)bound->address[1] << 16 |
 				 (uint32_t)bound->address[2] << 8 |
 				 bound->address[3];
 
 	/* IPv6 has no such addresses, and keeps v4-mapped ones. */
-	if (bound->af != AF_INET || address == INADDR_ANY)
+	if (bound->family != PSC_FAMILY_IPV4 || bound->af == AF_INET6 ||
+	    address == INADDR_ANY || address == INADDR_LOOPBACK)
 		return false;
-	if (psc_endpoint_is_loopback(bound))
-		return is_end_of_network(address, 0xffffff00);
-	if (IN_MULTICAST(address) || address == INADDR_BROADCAST ||
-	    ioctl(fd, SIOCGIFCONF, &list) < 0 ||
-	    (size_t)list.ifc_len > sizeof(interfaces) - sizeof(interfaces[0]))
-		return true;
-	count = (size_t)list.ifc_len / sizeof(interfaces[0]);
-	for (size_t i = 0; i < count; i++)
-		if (ipv4_of(&interfaces[i].ifr_addr) == address)
-			return false; /* whatever it looks like */
-	for (size_t i = 0; i < count; i++)
-		if (is_broadcast_of(fd, &interfaces[i], address))
-			return true;
-	return false;
+	return IN_MULTICAST(address) || address == INADDR_BROADCAST ||
+	       is_some_broadcast(fd, address);
 }
 
 void psc_socket_want_port(int fd)
@@ -216,18 +232,18 @@ bool psc_socket_may_be_bound(int fd)
 	       (family == AF_SMC ||
 		((family == AF_INET || family == AF_INET6) &&
 		 type == SOCK_STREAM &&
-		 (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP))) &&
-	       !psc_socket_is_listening(fd) && is_closed(fd);
+		 (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP ||
+		  protocol == IPPROTO_SMC))) &&
+	       (psc_socket_is_listening(fd) || is_closed(fd));
 }
 
-bool psc_socket_is_idle(int fd)
+bool psc_socket_is_connected(int fd)
 {
 	struct sockaddr_storage peer;
 	socklen_t length = sizeof(peer);
 
-	return !psc_socket_is_listening(fd) &&
-	       getpeername(fd, (struct sockaddr *)&peer, &length) < 0 &&
-	       errno == ENOTCONN;
+	return getpeername(fd, (struct sockaddr *)&peer, &length) == 0 ||
+	       errno != ENOTCONN;
 }
 
 bool psc_socket_is_listening(int fd)
@@ -278,10 +294,14 @@ void psc_socket_stop_linger(int fd)
 	const struct linger off = {0};
 	struct linger found;
 	socklen_t length = sizeof(found);
+	int type;
 
-	/* None of these three waits for the socket's lock. */
-	if (getsockopt(fd, SOL_SOCKET, SO_LINGER, &found, &length) < 0 ||
-	    !found.l_onoff || psc_socket_is_listening(fd) || is_closed(fd))
+	/* None of these waits for the socket's lock. */
+	if (get_int(fd, SOL_SOCKET, SO_TYPE, &type) < 0 ||
+	    type != SOCK_STREAM ||
+	    getsockopt(fd, SOL_SOCKET, SO_LINGER, &found, &length) < 0 ||
+	    !found.l_onoff || found.l_linger == 0 ||
+	    psc_socket_is_listening(fd) || is_closed(fd))
 		return;
 	setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
 }

@@ -60,15 +60,14 @@ bool psc_socket_may_wander(int fd, const struct psc_endpoint *bound);
 void psc_socket_want_port(int fd);
 
 /**
- * psc_socket_may_be_bound - whether it is a TCP socket that neither listens nor
- * is connected
+ * psc_socket_may_be_bound - whether it is a TCP socket that is not connected
  *
  * Never waits: asks nothing that needs the socket's lock.
  */
 bool psc_socket_may_be_bound(int fd);
 
-/** psc_socket_is_idle - whether it neither listens nor is connected */
-bool psc_socket_is_idle(int fd);
+/** psc_socket_is_connected - whether it has a peer, or may have one */
+bool psc_socket_is_connected(int fd);
 
 /** psc_socket_is_listening - whether connections are accepted already */
 bool psc_socket_is_listening(int fd);

@@ -170,13 +170,15 @@ int psc_supervisor_install(struct psc_supervisor *supervisor,
 
 bool psc_supervisor_wants_trust(struct psc_supervisor *supervisor, int fd)
 {
-	return !psc_asks_hold(&supervisor->asks, fd) &&
-	       psc_listening_wants_trust(fd, &supervisor->books.memory);
+	return psc_listening_wants_trust(fd, &supervisor->books.memory) &&
+	       !psc_asks_hold(&supervisor->asks, fd);
 }
 
 void psc_supervisor_trust(struct psc_supervisor *supervisor, int fd)
 {
-	psc_listening_trust(fd, &supervisor->books.memory);
+	/* It may be long since somebody asked. */
+	if (!psc_asks_hold(&supervisor->asks, fd))
+		psc_listening_trust(fd, &supervisor->books.memory);
 }
 
 /* Nobody is left who could send a request. Only the leader retires sources. */
@@ -364,6 +366,8 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 		      request->started_ns + supervisor->hook_timeout_ns, !run);
 	if (!run)
 		psc_bell_ring(&supervisor->event_bell); /* a thread is wanted */
+	if (atomic_load(&supervisor->stopping))
+		close_asks(supervisor); /* which others may have done by now */
 	return run;
 }
 

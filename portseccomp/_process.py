@@ -34,6 +34,7 @@ _PROTOCOLS = {
     132: "sctp",
     136: "udplite",
     255: "raw",
+    256: "smc",
     262: "mptcp",
 }
 

@@ -307,23 +307,33 @@ class Guard:
             return
         core = self._state.core
         if descriptors is None:
-            descriptors = map(int, os.listdir("/proc/self/fd"))
+            try:
+                descriptors = map(int, os.listdir("/proc/self/fd"))
+            except OSError:  # no descriptor left, no /proc
+                return
         unknown = core.unknown_sockets(descriptors)
         if not unknown:
             return
         left = iter(unknown)
+        given_up = False
 
         def ask() -> None:
             for fd in left:
+                if given_up:
+                    break
                 core.trust_socket(fd)
 
         # Another thread goes on where one is stuck.
         for _ in range(_TRUST_TRIES):
             thread = threading.Thread(target=ask, name="portseccomp-trust", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError):
+                break
             thread.join(_TRUST_TIME)
             if not thread.is_alive():
                 break
+        given_up = True
 
     def _submit(self, function: Callable[[], T], inherited: Iterable[int] | None) -> T:
         """Run a function on the guarded thread; replace one that has ended."""
@@ -348,6 +358,8 @@ class Guard:
         """
         import subprocess
 
+        if "pass_fds" in kwargs:
+            kwargs["pass_fds"] = tuple(kwargs["pass_fds"])  # it is read twice
         process = self._submit(
             lambda: subprocess.Popen(*args, **kwargs), _inherited(args, kwargs)
         )
@@ -434,7 +446,10 @@ class Guard:
                 self._remember(event)
         if not self._warned and any(is_environment_failure(one) for one in batch):
             self._warned = True
-            self._warn(next(one for one in events if one.reason))
+            for event in events:
+                if event.reason:
+                    self._warn(event)
+                    break
         if self._on_event is not None:
             for event in events:
                 try:

@@ -286,7 +286,8 @@ static void test_places(void)
 static void test_protocols(void)
 {
 	for (uint16_t protocol = 0; protocol < 300; protocol++) {
-		const bool tcp = protocol == 6 || protocol == 262;
+		const bool tcp = protocol == 6 || protocol == 256 ||
+				 protocol == 262;
 		const bool udp = protocol == 17 || protocol == 136;
 		struct psc_endpoint endpoint =
 			inet(AF_INET, "1.2.3.4", protocol);

@@ -781,7 +781,7 @@ static void serve_until_heard(struct guard *guard, int victim)
 	const int64_t until = psc_round_now() + PATIENCE_NS;
 
 	while (poll(&answer, 1, LOOK_MS) == 0 && psc_round_now() < until)
-		if (atomic_load(&guard->core.asks_queued) > 0 &&
+		if (atomic_load(&guard->core.asks.queued) > 0 &&
 		    atomic_load(&guard->core.hooks) < guard->core.max_hooks &&
 		    guard->worker_count < WORKERS_MAX)
 			start_workers(guard, 1);

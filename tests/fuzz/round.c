@@ -539,27 +539,32 @@ int __wrap_poll(struct pollfd *looks, nfds_t count, int timeout)
 	return looks->revents != 0;
 }
 
-/* One interface: 10.0.0.1/8. */
+/* Two interfaces: 127.0.0.1/8 and 10.0.0.1/8. */
 int __wrap_ioctl(int fd, unsigned long request, void *argument)
 {
+	static const uint32_t hosts[] = {0x7f000001, 0x0a000001};
 	struct ifconf *list = argument;
 	struct ifreq *interface = argument;
-	struct sockaddr_in address = {.sin_family = AF_INET};
-	uint32_t host = 0x0a000001;
+	struct sockaddr_in *address = (void *)&interface->ifr_addr;
 
 	socket_of(fd);
-	if (request == SIOCGIFCONF) {
-		MUST((size_t)list->ifc_len >= sizeof(*interface));
-		list->ifc_len = sizeof(*interface);
-		interface = list->ifc_req;
-	} else if (request == SIOCGIFNETMASK) {
-		host = 0xff000000;
-	} else {
-		MUST(request == SIOCGIFBRDADDR);
-		host = 0x0affffff;
+	if (request == SIOCGIFNETMASK) {
+		address->sin_addr.s_addr = htonl(0xff000000);
+		return 0;
 	}
-	address.sin_addr.s_addr = htonl(host);
-	memcpy(&interface->ifr_addr, &address, sizeof(address));
+	if (request == SIOCGIFBRDADDR) {
+		address->sin_addr.s_addr |= htonl(0x00ffffff);
+		return 0;
+	}
+	MUST(request == SIOCGIFCONF);
+	if (list->ifc_req)
+		MUST((size_t)list->ifc_len >= sizeof(struct ifreq[2]));
+	for (int i = 0; list->ifc_req && i < 2; i++) {
+		address = (void *)&list->ifc_req[i].ifr_addr;
+		address->sin_family = AF_INET;
+		address->sin_addr.s_addr = htonl(hosts[i]);
+	}
+	list->ifc_len = sizeof(struct ifreq[2]);
 	return 0;
 }
 
@@ -853,6 +858,10 @@ int psc_listener_continue(int listener_fd, uint64_t id)
 static bool is_part_of(const struct psc_endpoint *where,
 		       const struct psc_endpoint *allowed)
 {
+	if (where->port != allowed->port ||
+	    (!psc_endpoint_is_wildcard(allowed) &&
+	     memcmp(where->address, allowed->address, 16) != 0))
+		return false;
 	if (allowed->dual_stack)
 		return where->family == PSC_FAMILY_IPV4 ||
 		       where->family == PSC_FAMILY_IPV6;
@@ -866,9 +875,7 @@ static bool hook_allowed(const struct socket *socket,
 		const struct allowed *one = &world.allowed[i];
 
 		if (one->cookie == socket->cookie &&
-		    is_part_of(where, &one->where) &&
-		    one->where.port == where->port &&
-		    memcmp(one->where.address, where->address, 16) == 0)
+		    is_part_of(where, &one->where))
 			return true;
 	}
 	return false;

@@ -8,7 +8,14 @@
 #include "fuzz.h"
 
 /* Numbers of the protocols, as the kernel knows them. */
-enum { TCP = 6, UDP = 17, UDP_LITE = 136, MPTCP = 262, SMC_FAMILY = 43 };
+enum {
+	TCP = 6,
+	UDP = 17,
+	UDP_LITE = 136,
+	SMC = 256,
+	MPTCP = 262,
+	SMC_FAMILY = 43
+};
 
 static bool is_internet(const struct psc_endpoint *socket)
 {
@@ -56,6 +63,7 @@ static bool protocol_fits(const struct psc_rule *rule,
 	if (rule->match_protocol == PSC_PROTOCOL_TCP)
 		return has_port &&
 		       (socket->protocol == TCP || socket->protocol == MPTCP ||
+			socket->protocol == SMC ||
 			socket->af == SMC_FAMILY);
 	if (rule->match_protocol == PSC_PROTOCOL_UDP)
 		return has_port && (socket->protocol == UDP ||
