@@ -95,8 +95,8 @@ def test_changing_the_socket_never_wins(victim, attack, rule):
         result = race(guard, command)
         stats = guard.stats()
     assert (result["tries"], result["wins"]) == (tries, 0)
-    # It was a race: some calls came before the change, some after.
-    assert 0 < stats.denied < tries
+    # Some calls came before the change, some after: a tenth does in any case.
+    assert tries // 20 <= stats.denied <= tries - tries // 20
 
 
 @pytest.mark.parametrize(

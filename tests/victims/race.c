@@ -9,7 +9,8 @@
  *	FORBIDDEN.
  * v6only: the socket is IPv6 only; another thread makes it dual stack.
  *
- * Every second time it is the call that comes late, and not the other thread.
+ * Every second time it is the call that comes late, and not the other thread; one
+ * time in ten either is made only when the other is over, whatever the load is.
  * Ends at the first win: a socket that listens where none may. Prints the
  * tries, the wins, and how many calls succeeded and failed.
  */
@@ -33,6 +34,7 @@ static int decoy, forbidden, slot;
 static _Atomic int target = -1;	   /* the other thread's next victim */
 static _Atomic int finished = 1;   /* it is through with the last one */
 static _Atomic int awake;	   /* it has seen its victim */
+static _Atomic int calling;	   /* the call has to come first, and is not over */
 static _Atomic int stop;
 static _Atomic unsigned int delay; /* loops before it strikes */
 
@@ -111,6 +113,8 @@ static void *strike_when_told(void *unused)
 			continue;
 		awake = 1;
 		spin(delay);
+		while (calling)
+			sched_yield();
 		strike(fd);
 		target = -1;
 		finished = 1;
@@ -189,16 +193,20 @@ int main(int argc, char **argv)
 				(unsigned int)tries * 7919u % 80000u;
 
 			delay = tries % 2 ? 0 : late;
+			calling = tries % 20 == 0;
 			finished = awake = 0;
 			target = fd;
 			while (!awake)
 				; /* no rest: both are to run at one time */
 			spin(tries % 2 ? late : 0);
+			while (tries % 20 == 1 && !finished)
+				sched_yield();
 		}
 		if (listen(fd, 8) < 0)
 			bad++;
 		else
 			good++;
+		calling = 0;
 		if (swaps) {
 			wins += listens(forbidden);
 			continue;
