@@ -196,8 +196,10 @@ int main(int argc, char **argv)
 			calling = tries % 20 == 0;
 			finished = awake = 0;
 			target = fd;
-			while (!awake)
-				; /* no rest: both are to run at one time */
+			/* Both are to run at one time: no rest at first. */
+			for (int i = 0; !awake; i++)
+				if (i > 100000)
+					sched_yield();
 			spin(tries % 2 ? late : 0);
 			while (tries % 20 == 1 && !finished)
 				sched_yield();
