@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import subprocess
 
 import pytest
@@ -14,8 +15,8 @@ import pytest
 from portseccomp import Guard, Policy
 
 TRIES = int(os.environ.get("PORTSECCOMP_ATTACKS", "100000"))
-# Races that need a socket of their own for each try.
-FEWER = max(TRIES // 5, 1)
+# Races that need a socket of their own for each try: two threads at one time.
+FEWER = max(TRIES // 100, 2)
 
 x86_64 = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="needs an x86-64 machine"
@@ -69,26 +70,33 @@ def test_the_same_attack_wins_where_the_kernel_continues(victim, free_port, atta
     assert result["wins"] == 1
 
 
+def need_vsock() -> None:
+    """Skip where this kernel has no vsock."""
+    try:
+        socket.socket(socket.AF_VSOCK).close()
+    except OSError as error:
+        pytest.skip(f"needs a kernel with vsock: {error}")
+
+
 @pytest.mark.parametrize(
     ("attack", "rule"),
-    [
-        ("bind", "deny {}"),
-        ("disconnect", "allow loopback:any"),
-        ("v6only", "deny ipv4:any"),
-    ],
+    [("bind", "deny {}"), ("vsock", "deny vsock:{}"), ("v6only", "deny ipv4:any")],
 )
-def test_changing_the_socket_never_wins(victim, free_port, attack, rule):
-    """No bind, disconnect or V6ONLY during the call opens a forbidden place."""
+def test_changing_the_socket_never_wins(victim, attack, rule):
+    """No bind, and no V6ONLY, beside the call opens a forbidden place."""
+    if attack == "vsock":
+        need_vsock()
     # Not one that the kernel could choose for a socket that listens unbound.
     forbidden = 22222
+    # One of these was won once in 200 tries.
+    tries = FEWER * 3 if attack == "vsock" else FEWER
     with Guard(rule.format(forbidden), event_buffer=16) as guard:
-        command = [victim("race"), attack, "0", str(forbidden), str(FEWER)]
+        command = [victim("race"), attack, "0", str(forbidden), str(tries)]
         result = race(guard, command)
         stats = guard.stats()
-    assert (result["tries"], result["wins"]) == (FEWER, 0)
-    # It was a race: some calls came before the change, some after.
-    assert stats.denied > 0
-    assert stats.allowed > 0
+    assert (result["tries"], result["wins"]) == (tries, 0)
+    # Some calls came before the change, some after: a tenth does in any case.
+    assert tries // 20 <= stats.denied <= tries - tries // 20
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import select
 import socket
 import subprocess
 import threading
+from contextlib import ExitStack
 
 import pytest
 from conftest import accepts, need, python
@@ -471,7 +472,9 @@ def bind_and_drop(number: int) -> None:
             one.bind(("127.0.0.1", 0))
 
 
-@pytest.mark.parametrize("rule", ["deny ephemeral", "allow 1-65535"])
+@pytest.mark.parametrize(
+    "rule", ["deny ephemeral", "deny loopback:ephemeral", "allow 1-65535"]
+)
 def test_forgotten_ephemeral_sockets_stay_denied(rule):
     """After 20,000 others an ephemeral socket is denied still: memory is bounded."""
     with Guard(rule) as guard, make(TCP, "127.0.0.1") as one:
@@ -498,6 +501,32 @@ def test_chosen_ports_stay_open_after_many_ephemeral_sockets(free_port, rule):
             return tcp("127.0.0.1", port)
 
         assert guard.call(attempt) == ("0", "0", port)
+
+
+# Binds as many sockets as it is told to, and closes them.
+MANY = """
+import socket, sys
+for _ in range(int(sys.argv[1])):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+"""
+
+
+def test_nobody_makes_the_guard_forget_others_sockets(free_port):
+    """20 sockets are known still after another process has bound 20,000."""
+    ports = [free_port() for _ in range(20)]
+    # Sockets of which nothing is known would be denied.
+    policy = Policy([f"allow loopback:{one}" for one in ports], default="deny")
+    with Guard(policy) as guard, ExitStack() as stack:
+        socks = [stack.enter_context(make(TCP, "127.0.0.1")) for _ in ports]
+
+        def serve() -> list[str]:
+            for one, port in zip(socks, ports, strict=True):
+                one.bind(("127.0.0.1", port))
+            subprocess.run(python(MANY, "20000"), check=True, timeout=LIMIT)
+            return [code(one.listen) for one in socks]
+
+        assert guard.call(serve) == ["0"] * 20
 
 
 def test_memory_for_sockets_is_bounded():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import json
@@ -382,6 +383,67 @@ def test_on_event_with_a_small_buffer(victim, buffer, how):
             guard.close()
         assert caught.value.count == seen
     guard.close()
+
+
+@pytest.mark.parametrize("calls", ["repeated", "denied"])
+def test_calls_in_a_loop_hide_no_port_that_opens(calls):
+    """While 5,000 calls find no room for their events, ports that open are known."""
+    release = threading.Event()
+    policy = f"allow tcp:{PORT}-{PORT + 2}"
+
+    def flood() -> None:
+        busy = PORT + 2 if calls == "repeated" else PORT + 3
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("127.0.0.1", busy))
+            for _ in range(5000):
+                with contextlib.suppress(PermissionError):
+                    one.listen()
+        for port in (PORT, PORT + 1):
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+
+    guard = Guard(policy, on_event=lambda event: release.wait(LIMIT), event_buffer=64)
+    with guard, contextlib.ExitStack() as stack:
+        guard.call(flood)
+        lost = guard.stats().events_lost
+        release.set()
+        assert {one.port for one in guard.listeners()} == {PORT, PORT + 1}
+    # There was no room for most of them.
+    assert lost > 4000
+    assert guard.stats().events_lost == lost
+
+
+@pytest.mark.parametrize("ask", ["listeners", "wait_listening"])
+def test_answers_while_targets_call_in_a_loop(victim, ask):
+    """listeners() and wait_listening() return though there is always one event more."""
+    done = threading.Event()
+
+    def use() -> None:
+        for _ in range(3):
+            if ask == "listeners":
+                guard.listeners()
+            else:
+                with contextlib.suppress(ListenTimeout):
+                    guard.wait_listening("tcp:1", 0.1)
+        done.set()
+
+    def on_event(event) -> None:
+        time.sleep(0.0005)  # slower than they call
+
+    command = [victim("hammer"), "100000000"]
+    with Guard("deny tcp:1", on_event=on_event, event_buffer=256) as guard:
+        targets = [guard.popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+        try:
+            while guard.stats().requests < 1000:
+                time.sleep(0.001)
+            thread = threading.Thread(target=use, daemon=True)
+            thread.start()
+            assert done.wait(LIMIT)
+        finally:
+            for one in targets:
+                one.kill()
+                one.wait(LIMIT)
+        thread.join(LIMIT)
 
 
 @pytest.mark.parametrize("capacity", [64, 4096, 1 << 20])

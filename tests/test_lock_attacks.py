@@ -130,7 +130,7 @@ def connected(host: str, server: tuple, only6: bool = False) -> socket.socket:
         ("deny tcp:wildcard:1024-65535", "EACCES"),  # once it is disconnected
         ("deny tcp:ephemeral", "EACCES"),  # as the kernel chose its port
         ("deny tcp:wildcard:ephemeral", "EACCES"),
-        ("deny tcp:loopback:ephemeral", "EACCES"),
+        ("deny tcp:loopback:ephemeral", "EACCES"),  # chosen, and where it is
         ("allow loopback:any", "EACCES"),
         ("allow 1024-65535", "EACCES"),
         ("allow wildcard:any", "EACCES"),
@@ -140,7 +140,7 @@ def connected(host: str, server: tuple, only6: bool = False) -> socket.socket:
     ids=str,
 )
 def test_socket_that_got_its_port_by_connecting(policy, expected):
-    """It meets the strictest verdict: as named, on the wildcard, ephemeral or not."""
+    """It meets the strictest verdict: as named or everywhere, chosen or ephemeral."""
     asked = []
 
     def hook(request) -> bool:

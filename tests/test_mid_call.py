@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -258,6 +259,35 @@ def test_guard_closes_while_all_rounds_are_blocked(victim):
             wait_for(lambda: guard.stats().takeovers == 16)
             started = time.monotonic()
         assert time.monotonic() - started < LIMIT / 4
+
+
+def lingering() -> int:
+    """How many threads of this process wait in close(2) of a TCP socket."""
+    found = 0
+    for name in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{name}/wchan") as file:
+                found += file.read() in ("wait_woken", "sk_stream_wait_close")
+        except OSError:
+            pass  # it has ended
+    return found
+
+
+@root
+def test_sockets_that_linger_after_their_owners_have_been_killed(victim):
+    """Sixteen dead processes keep no round, though their sockets would linger."""
+    with ExitStack() as stack, Guard("deny udp:1") as guard:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        command = [victim("linger"), str(server.getsockname()[1])]
+        processes = attackers(stack, guard, command, 16)
+        wait_for(lambda: guard.stats().takeovers == 16)
+        for one in processes:
+            one.kill()
+            one.wait()
+        # The peers still have not read anything.
+        wait_for(lambda: is_settled(guard.stats()))
+        assert hammer(guard, victim, 200) == 0
+        assert lingering() == 0
 
 
 # Its first target blocks a supervisor thread, its second one calls in steps.

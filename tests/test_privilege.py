@@ -7,6 +7,7 @@ same. Network namespaces of their own keep the system's ports out of the way.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -76,11 +77,17 @@ def run(command: list[str], policy: str | None = None, **options) -> str:
 
 
 @pytest.fixture(scope="module")
-def public_binder(victim):
-    """The victim where every user can run it."""
+def public_place():
+    """A directory from which every user can run programs."""
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
-        yield shutil.copy(victim("bindprivilege"), place)
+        yield place
+
+
+@pytest.fixture(scope="module")
+def public_binder(victim, public_place):
+    """The victim where every user can run it."""
+    return shutil.copy(victim("bindprivilege"), public_place)
 
 
 @needs_root
@@ -383,3 +390,45 @@ def test_no_privileged_port_where_the_namespace_is_refused(victim, refused):
         for _ in range(20):
             assert [one.bind(what) for what in PRIVILEGED] == ["EACCES"] * 4
         assert program(f"end({one.number})") == 0
+
+
+# ---- hooks ----
+
+
+def effective() -> str:
+    """The effective capabilities of this thread."""
+    with open("/proc/thread-self/status") as file:
+        return next(line for line in file if line.startswith("CapEff"))
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["function", "coroutine"])
+def test_hook_that_moves_a_listen_to_a_privileged_port(victim, public_place, kind):
+    """Whoever's thread answers lends its rights to nobody, and keeps them itself."""
+    listener = shutil.copy(victim("listen"), public_place)
+    # The port is privileged in the first network namespace, and its own in the other.
+    ways = {(): "EACCES", (need("unshare", "util-linux"), "-Urn"): "0"}
+
+    def function(request) -> portseccomp.Verdict:
+        return portseccomp.move(port=84)
+
+    async def coroutine(request) -> portseccomp.Verdict:
+        return function(request)
+
+    def listen(guard: Guard, through: tuple[str, ...]) -> str:
+        command = [*through, listener, "tcp4", "-", "0"]
+        user = {"user": 65534, "group": 65534, "extra_groups": []}
+        done = guard.run(command, stdout=subprocess.PIPE, timeout=LIMIT, **user)
+        return done.stdout.decode().splitlines()[0].removeprefix("listen: ")
+
+    async def main() -> None:
+        before = effective()
+        hook = coroutine if kind == "coroutine" else function
+        for through, expected in ways.items():
+            with Guard("ask tcp:any", hook=hook) as guard:
+                for _ in range(3):
+                    result = await asyncio.to_thread(listen, guard, through)
+                    assert (result, effective()) == (expected, before)
+                assert guard.stats().asked == 3
+
+    asyncio.run(main())

@@ -20,11 +20,13 @@
 #define SHOWN 10
 
 extern const struct check_suite bell_suite, bpf_suite, endpoint_suite,
-	event_suite, filter_suite, rules_suite, stats_suite, supervisor_suite;
+	event_suite, filter_suite, memory_suite, rules_suite, stats_suite,
+	supervisor_suite;
 
 static const struct check_suite *const suites[] = {
-	&bpf_suite,   &filter_suite, &endpoint_suite, &rules_suite,
-	&stats_suite, &event_suite,  &bell_suite,     &supervisor_suite,
+	&bpf_suite,    &filter_suite, &endpoint_suite, &rules_suite,
+	&memory_suite, &stats_suite,  &event_suite,    &bell_suite,
+	&supervisor_suite,
 };
 
 static _Atomic int failures; /* of the running test */

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Call on a socket whose lock is held: lockhold NUMBER
+ * Call on a socket whose lock is held: lockhold NUMBER [FD]
  *
  * One thread sends from a page that is missing, and whose faults a userfaultfd
  * takes and never answers, with MSG_MORE: so it holds the lock of a UDP socket.
+ * Of the TCP socket FD, that it has inherited, it does so by setting an option.
  * NUMBER threads then bind that socket, or listen on it. Prints "stuck" when all
  * have called, and waits for the end of its input.
  */
@@ -23,7 +24,7 @@
 
 #define PAGE 4096ul
 
-static int fd;
+static int fd, inherited;
 static char *page;
 static pthread_barrier_t ready;
 
@@ -31,6 +32,10 @@ static void *hold(void *unused)
 {
 	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9)};
 
+	if (inherited) {
+		setsockopt(fd, IPPROTO_IP, IP_OPTIONS, page, 40);
+		return unused;
+	}
 	to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	sendto(fd, page, 64, MSG_MORE, (void *)&to, sizeof(to));
 	return unused;
@@ -69,7 +74,8 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	fcntl(fault_fd, F_SETFL, O_NONBLOCK); /* or poll() says POLLERR */
-	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	inherited = argc > 2;
+	fd = inherited ? atoi(argv[2]) : socket(AF_INET, SOCK_DGRAM, 0);
 	pthread_create(&thread, NULL, hold, NULL);
 	if (poll(&fault, 1, 10000) != 1 || !(fault.revents & POLLIN)) {
 		printf("not held\n");

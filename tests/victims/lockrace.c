@@ -13,6 +13,8 @@
  *	so that it can't look what it has opened. Prints the tries, the wins (the
  *	socket listens, and is left open as long as the lock is held), how many of
  *	those were reached by another address, how many calls succeeded or failed.
+ * broadcast: as tcp, but the socket is bound to PORT of a broadcast address, and
+ *	a connection that was refused has taken it to 127.0.0.1.
  * two: the socket is on PORT of 127.0.0.1; one thread listens while the lock is
  *	held, another binds. Prints the result of each, or that it waits.
  *
@@ -57,7 +59,7 @@ struct task {
 	struct holder *holder;
 };
 
-static int protocol, port, fd, server, fault_fd;
+static int protocol, port, fd, server, fault_fd, broadcast;
 static struct sockaddr_in server_address;
 static struct holder holders[HOLDERS];
 
@@ -234,6 +236,18 @@ static void forget_pages(void)
 
 /* ---- the attack ---- */
 
+static void start_server(void)
+{
+	socklen_t length = sizeof(server_address);
+
+	server_address = place(INADDR_LOOPBACK, 0);
+	server = socket(AF_INET, SOCK_STREAM, protocol);
+	need(server, "socket");
+	need(bind(server, (void *)&server_address, length), "bind");
+	need(listen(server, 64), "listen");
+	need(getsockname(server, (void *)&server_address, &length), "name");
+}
+
 static void make_socket(uint32_t host)
 {
 	struct sockaddr_in address = place(host, port);
@@ -248,8 +262,14 @@ static void make_socket(uint32_t host)
 /* The end of the last connection may still be under way. */
 static void make_connected(void)
 {
+	struct sockaddr_in nobody = place(INADDR_LOOPBACK, 1);
 	int failed;
 
+	if (broadcast) {
+		make_socket(0x7fffffff);
+		connect(fd, (void *)&nobody, sizeof(nobody));
+		return;
+	}
 	for (int i = 0; i < 1000; i++) {
 		make_socket(INADDR_ANY);
 		failed = connect(fd, (void *)&server_address,
@@ -275,7 +295,8 @@ static int listens(void)
 /* Whether the port answers at an address that was not the socket's name. */
 static int answers(void)
 {
-	struct sockaddr_in address = place(INADDR_LOOPBACK + 1, port);
+	struct sockaddr_in address =
+		place(INADDR_LOOPBACK + (broadcast ? 0 : 1), port);
 	int client = socket(AF_INET, SOCK_STREAM, 0);
 	int result = connect(client, (void *)&address, sizeof(address));
 
@@ -379,7 +400,6 @@ static void two_rounds(void)
 
 int main(int argc, char **argv)
 {
-	socklen_t length = sizeof(server_address);
 	int wins = 0, good = 0, reached = 0, most;
 
 	if (argc < 4)
@@ -387,17 +407,14 @@ int main(int argc, char **argv)
 	protocol = strcmp(argv[1], "mptcp") ? IPPROTO_TCP : PROTOCOL_MPTCP;
 	port = atoi(argv[2]);
 	most = atoi(argv[3]);
+	broadcast = !strcmp(argv[1], "broadcast");
 	make_pages();
 	if (!strcmp(argv[1], "two")) {
 		two_rounds();
 		return 0;
 	}
-	server_address = place(INADDR_LOOPBACK, 0);
-	server = socket(AF_INET, SOCK_STREAM, protocol);
-	need(server, "socket");
-	need(bind(server, (void *)&server_address, length), "bind");
-	need(listen(server, 64), "listen");
-	need(getsockname(server, (void *)&server_address, &length), "name");
+	if (!broadcast)
+		start_server();
 	for (int i = 0; i < most; i++)
 		wins += attempt(&good, &reached);
 	printf("tries: %d\nwins: %d\nreached: %d\ngood: %d\nbad: %d\n", most,

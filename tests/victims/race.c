@@ -5,17 +5,19 @@
  * swap, swap-unix, swap-file: another thread exchanges the descriptor for a
  *	socket that is bound to the port FORBIDDEN; before, it stands for a
  *	socket on ALLOWED, a unix socket, or /dev/null.
- * bind: the socket is unbound; another thread binds it to FORBIDDEN.
- * disconnect: the socket is bound to 0.0.0.0, but connected, and so says
- *	127.0.0.1; another thread takes the connection away.
+ * bind, vsock: the socket, TCP or vsock, is unbound; another thread binds it to
+ *	FORBIDDEN.
  * v6only: the socket is IPv6 only; another thread makes it dual stack.
  *
+ * Every second time it is the call that comes late, and not the other thread; one
+ * time in ten either is made only when the other is over, whatever the load is.
  * Ends at the first win: a socket that listens where none may. Prints the
  * tries, the wins, and how many calls succeeded and failed.
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/vm_sockets.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -28,10 +30,11 @@
 
 static const char *attack;
 static int allowed_port, forbidden_port;
-static int decoy, forbidden, slot, server;
-static struct sockaddr_in server_address;
+static int decoy, forbidden, slot;
 static _Atomic int target = -1;	   /* the other thread's next victim */
 static _Atomic int finished = 1;   /* it is through with the last one */
+static _Atomic int awake;	   /* it has seen its victim */
+static _Atomic int calling;	   /* the call has to come first, and is not over */
 static _Atomic int stop;
 static _Atomic unsigned int delay; /* loops before it strikes */
 
@@ -74,16 +77,29 @@ static void *swap(void *unused)
 	return unused;
 }
 
+static int is(const char *name)
+{
+	return !strcmp(attack, name);
+}
+
+static void spin(unsigned int loops)
+{
+	while (loops--)
+		__asm__ volatile("" ::: "memory");
+}
+
 static void strike(int fd)
 {
-	const struct sockaddr none = {.sa_family = AF_UNSPEC};
+	struct sockaddr_vm vsock = {.svm_family = AF_VSOCK,
+				    .svm_cid = VMADDR_CID_ANY,
+				    .svm_port = (unsigned int)forbidden_port};
 	struct sockaddr_in address = place(INADDR_LOOPBACK, forbidden_port);
 	const int off = 0;
 
-	if (!strcmp(attack, "bind"))
+	if (is("bind"))
 		bind(fd, (void *)&address, sizeof(address));
-	else if (!strcmp(attack, "disconnect"))
-		connect(fd, &none, sizeof(none));
+	else if (is("vsock"))
+		bind(fd, (void *)&vsock, sizeof(vsock));
 	else
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
 }
@@ -95,8 +111,10 @@ static void *strike_when_told(void *unused)
 
 		if (fd < 0)
 			continue;
-		for (unsigned int i = delay; i; i--)
-			__asm__ volatile("" ::: "memory");
+		awake = 1;
+		spin(delay);
+		while (calling)
+			sched_yield();
 		strike(fd);
 		target = -1;
 		finished = 1;
@@ -109,43 +127,33 @@ static int prepare(void)
 	const int on = 1;
 	int fd;
 
-	if (!strcmp(attack, "bind"))
+	if (is("bind"))
 		return socket(AF_INET, SOCK_STREAM, 0);
-	if (!strcmp(attack, "v6only")) {
-		fd = socket(AF_INET6, SOCK_STREAM, 0);
-		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
-		return fd;
-	}
-	fd = bound_to(INADDR_ANY, 0);
-	if (connect(fd, (void *)&server_address, sizeof(server_address)) < 0) {
-		printf("connect: %s\n", strerrorname_np(errno));
-		exit(1);
-	}
-	close(accept(server, NULL, NULL));
+	if (is("vsock"))
+		return socket(AF_VSOCK, SOCK_STREAM, 0);
+	fd = socket(AF_INET6, SOCK_STREAM, 0);
+	setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
 	return fd;
 }
 
 /* Whether the attack has opened what the policy keeps closed. */
 static int has_won(int fd)
 {
-	union {
-		struct sockaddr_in in4;
-		struct sockaddr_in6 in6;
-	} address;
+	struct sockaddr_in address;
 	socklen_t length = sizeof(address);
 	int value = 0;
 
 	if (!listens(fd))
 		return 0;
-	if (!strcmp(attack, "v6only")) {
-		length = sizeof(value);
-		getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &value, &length);
-		return !value;
+	if (is("vsock"))
+		return 1; /* one that is bound elsewhere there is not */
+	if (is("bind")) {
+		getsockname(fd, (void *)&address, &length);
+		return ntohs(address.sin_port) == forbidden_port;
 	}
-	getsockname(fd, (void *)&address, &length);
-	if (!strcmp(attack, "bind"))
-		return ntohs(address.in4.sin_port) == forbidden_port;
-	return address.in4.sin_addr.s_addr == htonl(INADDR_ANY);
+	length = sizeof(value);
+	getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &value, &length);
+	return !value;
 }
 
 int main(int argc, char **argv)
@@ -165,22 +173,15 @@ int main(int argc, char **argv)
 		struct sockaddr_un nameless = {.sun_family = AF_UNIX};
 
 		forbidden = bound_to(INADDR_LOOPBACK, forbidden_port);
-		if (!strcmp(attack, "swap-unix")) {
+		if (is("swap-unix")) {
 			decoy = socket(AF_UNIX, SOCK_STREAM, 0);
 			bind(decoy, (void *)&nameless, sizeof(sa_family_t));
-		} else if (!strcmp(attack, "swap-file")) {
+		} else if (is("swap-file")) {
 			decoy = open("/dev/null", O_RDONLY);
 		} else {
 			decoy = bound_to(INADDR_LOOPBACK, allowed_port);
 		}
 		slot = dup(decoy);
-	} else if (!strcmp(attack, "disconnect")) {
-		socklen_t length = sizeof(server_address);
-
-		server = bound_to(INADDR_LOOPBACK, 0);
-		if (listen(server, 64) < 0)
-			return 2;
-		getsockname(server, (void *)&server_address, &length);
 	}
 	pthread_create(&thread, NULL, swaps ? swap : strike_when_told, NULL);
 
@@ -188,14 +189,26 @@ int main(int argc, char **argv)
 		int fd = swaps ? slot : prepare();
 
 		if (!swaps) {
-			delay = (unsigned int)tries * 7919u % 20000u;
-			finished = 0;
+			const unsigned int late =
+				(unsigned int)tries * 7919u % 80000u;
+
+			delay = tries % 2 ? 0 : late;
+			calling = tries % 20 == 0;
+			finished = awake = 0;
 			target = fd;
+			/* Both are to run at one time: no rest at first. */
+			for (int i = 0; !awake; i++)
+				if (i > 100000)
+					sched_yield();
+			spin(tries % 2 ? late : 0);
+			while (tries % 20 == 1 && !finished)
+				sched_yield();
 		}
 		if (listen(fd, 8) < 0)
 			bad++;
 		else
 			good++;
+		calling = 0;
 		if (swaps) {
 			wins += listens(forbidden);
 			continue;
