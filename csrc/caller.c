@@ -14,7 +14,6 @@ void psc_callers_init(struct psc_callers *callers)
 	memset(callers, 0, sizeof(*callers));
 	for (int i = 0; i < PSC_CALLERS_KEPT; i++)
 		callers->kept[i].pidfd = callers->kept[i].comm_fd = -1;
-	pthread_mutex_init(&callers->copying, NULL);
 }
 
 static void forget(struct psc_caller_handle *handle)
@@ -33,12 +32,6 @@ void psc_callers_close(struct psc_callers *callers)
 {
 	for (int i = 0; i < PSC_CALLERS_KEPT; i++)
 		forget(&callers->kept[i]);
-}
-
-void psc_callers_free(struct psc_callers *callers)
-{
-	psc_callers_close(callers);
-	pthread_mutex_destroy(&callers->copying);
 }
 
 /* Read a small file of /proc/TID whole, NUL-terminated. */
@@ -134,7 +127,7 @@ static struct psc_caller_handle *handle_of(struct psc_callers *callers,
 	return &callers->kept[(uint32_t)tid % PSC_CALLERS_KEPT];
 }
 
-static int copy_out(struct psc_callers *callers, int32_t tid, int fd)
+int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
 {
 	struct psc_caller_handle *handle = handle_of(callers, tid);
 	int result;
@@ -155,19 +148,6 @@ static int copy_out(struct psc_callers *callers, int32_t tid, int fd)
 	}
 	handle->tid = tid;
 	return copy_from(handle, fd);
-}
-
-int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd,
-			int *ret_copy_fd)
-{
-	int result;
-
-	pthread_mutex_lock(&callers->copying);
-	result = copy_out(callers, tid, fd);
-	if (result >= 0)
-		*ret_copy_fd = result;
-	pthread_mutex_unlock(&callers->copying);
-	return result < 0 ? result : 0;
 }
 
 /* The name, from a descriptor that was opened for this very thread. */

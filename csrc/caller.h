@@ -17,7 +17,6 @@
 #ifndef PSC_CALLER_H
 #define PSC_CALLER_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -45,15 +44,12 @@ struct psc_caller_name {
 
 /**
  * struct psc_callers - what one supervisor thread knows of calling threads
- * @copying: held while descriptors exist that are noted nowhere yet: a fork
- *   of this process would leave them in the child
  *
- * Never shared between threads, but for @copying.
+ * Never shared between threads.
  */
 struct psc_callers {
 	struct psc_caller_handle kept[PSC_CALLERS_KEPT];
 	bool no_pidfd_thread;
-	pthread_mutex_t copying;
 };
 
 /** psc_callers_init - start with nothing known */
@@ -62,25 +58,21 @@ void psc_callers_init(struct psc_callers *callers);
 /** psc_callers_close - close what is kept; it can be used on */
 void psc_callers_close(struct psc_callers *callers);
 
-/** psc_callers_free - close what is kept, for good */
-void psc_callers_free(struct psc_callers *callers);
-
 /**
  * psc_callers_copy_fd - copy a descriptor out of a thread
  * @tid: the thread, as this process's pid namespace numbers it
  * @fd: the thread's own number of the descriptor
- * @ret_copy_fd: the copy (CLOEXEC, the caller's to close)
  *
  * The answer is about whoever has the number @tid now: ask
  * psc_listener_id_valid() afterwards whether it was the caller.
  *
- * Return: 0, or -errno: -EBADF (the thread has no such descriptor), -ESRCH (no such thread), -EPERM (no ptrace
+ * Return: the copy (CLOEXEC, the caller's to close), or -errno: -EBADF (the
+ * thread has no such descriptor), -ESRCH (no such thread), -EPERM (no ptrace
  * access to it, or a profile refuses pidfd_getfd), -ENOSYS (the same, or Linux
  * before 5.6), -EXDEV (before 6.9: a thread with a table of its own), -EMFILE,
  * -ENFILE.
  */
-int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd,
-			int *ret_copy_fd);
+int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd);
 
 /**
  * psc_callers_same_files - whether two threads share a descriptor table

@@ -3,14 +3,32 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdbool.h>
+#include <time.h>
 
 #include "supervisor.h"
 
-/* Taken before any supervisor's own lists. */
+/* Guards the list. Then @changing is taken, then any supervisor's own lists. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct psc_supervisor *registered;
 
-/* How long a fork waits for threads that copy: a target may hold one up. */
+/*
+ * Read-locked by whoever has a descriptor that is noted nowhere, or notes one
+ * that is closed; write-locked by a fork, which goes before those that come
+ * after it.
+ */
+#ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+static const pthread_rwlock_t unlocked =
+	PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+static pthread_rwlock_t changing =
+	PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+#else
+static const pthread_rwlock_t unlocked = PTHREAD_RWLOCK_INITIALIZER;
+static pthread_rwlock_t changing = PTHREAD_RWLOCK_INITIALIZER;
+#endif
+static bool changing_is_ours;
+
+/* How long a fork waits for them: a target may hold one up. */
 #define MOST_WAIT_NS 50000000
 
 static struct timespec deadline_in(long ns)
@@ -29,19 +47,19 @@ static void before_fork(void)
 	const struct timespec deadline = deadline_in(MOST_WAIT_NS);
 
 	pthread_mutex_lock(&lock);
+	changing_is_ours =
+		pthread_rwlock_timedwrlock(&changing, &deadline) == 0;
 	/* What the child will walk through is whole. */
-	for (struct psc_supervisor *one = registered; one; one = one->next) {
+	for (struct psc_supervisor *one = registered; one; one = one->next)
 		pthread_mutex_lock(&one->lists);
-		psc_supervisor_hold_copies(one, &deadline);
-	}
 }
 
 static void after_fork_in_parent(void)
 {
-	for (struct psc_supervisor *one = registered; one; one = one->next) {
-		psc_supervisor_release_copies(one);
+	for (struct psc_supervisor *one = registered; one; one = one->next)
 		pthread_mutex_unlock(&one->lists);
-	}
+	if (changing_is_ours)
+		pthread_rwlock_unlock(&changing);
 	pthread_mutex_unlock(&lock);
 }
 
@@ -51,6 +69,8 @@ static void after_fork_in_child(void)
 		pthread_mutex_unlock(&one->lists);
 		psc_supervisor_forget(one);
 	}
+	/* Whoever had it is not in this process. */
+	changing = unlocked;
 	pthread_mutex_unlock(&lock);
 }
 
@@ -91,10 +111,10 @@ void psc_forking_unregister(struct psc_supervisor *supervisor)
 
 void psc_forking_hold(void)
 {
-	pthread_mutex_lock(&lock);
+	pthread_rwlock_rdlock(&changing);
 }
 
 void psc_forking_release(void)
 {
-	pthread_mutex_unlock(&lock);
+	pthread_rwlock_unlock(&changing);
 }

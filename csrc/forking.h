@@ -23,7 +23,10 @@ void psc_forking_unregister(struct psc_supervisor *supervisor);
 /**
  * psc_forking_hold - no fork of this process until psc_forking_release()
  *
- * For the moment in which a listener exists that no supervisor has yet.
+ * For the moment in which a descriptor exists that is noted nowhere, or is closed
+ * and still noted. A fork takes the descriptors first and the memory later: what
+ * is closed in between is in the child, and must not be forgotten there. After 50
+ * ms a fork goes on all the same. Threads hold it together; it does not nest.
  */
 void psc_forking_hold(void);
 

@@ -183,10 +183,40 @@ bool psc_listening_still_holds(const struct psc_request *request,
 	       psc_endpoint_same_place(&again.event.requested, before);
 }
 
-/* Give an unbound socket its port before it listens, moved or not. */
-static int settle_port(struct psc_request *request)
+/*
+ * The copy has just been bound: see that it is where it was to be, and remember
+ * that for the next `listen`.
+ */
+static int check_settled(struct psc_request *request,
+			 const struct psc_endpoint *wanted,
+			 struct psc_memory *memory)
 {
 	struct psc_endpoint *actual = &request->event.actual;
+	struct psc_memory_entry entry = {
+		.cookie = request->event.cookie,
+		.kind = request->decision.verdict == PSC_VERDICT_MOVE
+				? PSC_MEMORY_MOVED
+				: PSC_MEMORY_EPHEMERAL,
+		.owner = request->event.pid,
+		.rule = request->event.rule,
+	};
+	int result;
+
+	result = psc_socket_reread(request->copy_fd, &request->bound, actual);
+	if (result < 0 || actual->port == PSC_PORT_EPHEMERAL ||
+	    (wanted->port && actual->port != wanted->port) ||
+	    !psc_endpoint_same_place(actual, wanted))
+		return -ESTALE;
+	request->bound = *actual;
+	if (entry.cookie)
+		psc_memory_store(memory, entry, &request->event.requested,
+				 actual);
+	return 0;
+}
+
+/* Give an unbound socket its port before it listens, moved or not. */
+static int settle_port(struct psc_request *request, struct psc_memory *memory)
+{
 	struct psc_endpoint wanted = request->bound;
 	int result;
 
@@ -218,41 +248,32 @@ static int settle_port(struct psc_request *request)
 		return -ESTALE; /* bound by another thread, meanwhile */
 	if (result < 0)
 		return result;
-
-	result = psc_socket_reread(request->copy_fd, &request->bound, actual);
-	if (result < 0 || actual->port == PSC_PORT_EPHEMERAL ||
-	    (wanted.port && actual->port != wanted.port) ||
-	    !psc_endpoint_same_place(actual, &wanted))
-		return -ESTALE;
-	request->bound = *actual;
-	return 0;
+	return check_settled(request, &wanted, memory);
 }
 
 /*
  * A port that was not asked for by its number is lost by a connection that
  * fails, or ends; getsockname(2) may show it still. Then `listen` would take
  * another one, and everything else could have changed with it: so it gets one
- * now.
+ * now. The hook may have allowed that number and no other.
  */
-static int regain_port(struct psc_request *request)
+static int regain_port(struct psc_request *request, struct psc_memory *memory)
 {
-	struct psc_endpoint *actual = &request->event.actual;
+	struct psc_endpoint wanted = request->bound;
 	int result = psc_socket_bind_ephemeral(request->copy_fd);
 
 	if (result == -EINVAL)
 		return 0; /* it has one, or is connected */
-	if (result == 0)
-		result = psc_socket_reread(request->copy_fd, &request->bound,
-					   actual);
 	if (result < 0)
 		return result;
-	if (!psc_endpoint_same_place(actual, &request->bound))
+	if (request->asked &&
+	    request->event.requested.port != PSC_PORT_EPHEMERAL)
 		return -ESTALE;
-	request->bound = *actual;
-	return 0;
+	wanted.port = PSC_PORT_EPHEMERAL;
+	return check_settled(request, &wanted, memory);
 }
 
-int psc_listening_act(struct psc_request *request)
+int psc_listening_act(struct psc_request *request, struct psc_memory *memory)
 {
 	struct psc_event *event = &request->event;
 	struct psc_endpoint *actual = &event->actual;
@@ -275,13 +296,13 @@ int psc_listening_act(struct psc_request *request)
 		return -EINVAL;
 	was_listening = psc_socket_is_listening(request->copy_fd);
 	if (guarded && request->bound.port == PSC_PORT_EPHEMERAL) {
-		result = settle_port(request);
+		result = settle_port(request, memory);
 		if (result < 0)
 			return result;
 	} else if (moves && !request->made && !was_listening) {
 		return -EXDEV; /* it was bound before we saw it */
 	} else if (guarded && !was_listening && !request->keeps_port) {
-		result = regain_port(request);
+		result = regain_port(request, memory);
 		if (result < 0)
 			return result;
 	}

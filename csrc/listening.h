@@ -49,6 +49,6 @@ bool psc_listening_still_holds(const struct psc_request *request,
  * Return: 0; -errno of the call; -ESTALE when the socket was moved meanwhile,
  * and does not listen; -EXDEV when it can't be moved as decided.
  */
-int psc_listening_act(struct psc_request *request);
+int psc_listening_act(struct psc_request *request, struct psc_memory *memory);
 
 #endif

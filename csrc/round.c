@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "binding.h"
+#include "forking.h"
 #include "listener.h"
 #include "listening.h"
 #include "socket.h"
@@ -131,8 +132,10 @@ static void close_copy(struct psc_request *request)
 		return;
 	if (request->event.error)
 		psc_socket_stop_linger(request->copy_fd);
+	psc_forking_hold();
 	close(request->copy_fd);
-	request->copy_fd = -1; /* last, for a child that is forked in between */
+	request->copy_fd = -1;
+	psc_forking_release();
 }
 
 /* A bind that is only to be remembered is nobody's business. */
@@ -355,15 +358,17 @@ static int copy(struct psc_request *request, struct psc_callers *callers,
 	int result;
 
 	/* 0: a caller that this pid namespace can't see, and so can't open */
-	result = tid == 0 ? -ESRCH
-			  : psc_callers_copy_fd(callers, tid, fd,
-						&request->copy_fd);
-	if (result == 0 && request->event.call == PSC_CALL_BIND)
+	psc_forking_hold();
+	result = tid == 0 ? -ESRCH : psc_callers_copy_fd(callers, tid, fd);
+	if (result >= 0)
+		request->copy_fd = result;
+	psc_forking_release();
+	if (result >= 0 && request->event.call == PSC_CALL_BIND)
 		return 0;
 	/* Until here the thread's number may have passed to another. */
 	if (psc_listener_id_valid(request->source->fd, request->id) < 0)
 		return -ECANCELED;
-	return result;
+	return result < 0 ? result : 0;
 }
 
 enum psc_round_state psc_round_open(struct psc_request *request,
@@ -507,7 +512,7 @@ void psc_round_close(struct psc_request *request, struct psc_books *books)
 		}
 	}
 	result = event->call == PSC_CALL_LISTEN
-			 ? psc_listening_act(request)
+			 ? psc_listening_act(request, &books->memory)
 			 : psc_binding_act(request, &books->memory);
 	if (result == -ESTALE || result == -EXDEV) {
 		psc_round_fail(request,

@@ -251,23 +251,6 @@ static void forget_fd(int *fd)
 	*fd = -1;
 }
 
-void psc_supervisor_hold_copies(struct psc_supervisor *supervisor,
-				const struct timespec *deadline)
-{
-	for (struct psc_worker *worker = supervisor->workers; worker;
-	     worker = worker->next)
-		worker->held = pthread_mutex_timedlock(
-				       &worker->callers.copying, deadline) == 0;
-}
-
-void psc_supervisor_release_copies(struct psc_supervisor *supervisor)
-{
-	for (struct psc_worker *worker = supervisor->workers; worker;
-	     worker = worker->next)
-		if (worker->held)
-			pthread_mutex_unlock(&worker->callers.copying);
-}
-
 void psc_supervisor_forget(struct psc_supervisor *supervisor)
 {
 	for (struct psc_source *source = supervisor->sources; source;
@@ -663,7 +646,6 @@ void psc_worker_close(struct psc_supervisor *supervisor,
 		}
 	let_go(supervisor);
 	pthread_mutex_unlock(&supervisor->lists);
-	psc_callers_free(&worker->callers);
 }
 
 int psc_supervisor_init(struct psc_supervisor *supervisor,

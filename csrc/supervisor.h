@@ -24,7 +24,6 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <time.h>
 
 #include "asks.h"
 #include "bell.h"
@@ -37,7 +36,6 @@
  * @lead: the value of the supervisor's @lead that makes this thread the
  *   leader, or 0
  * @last_tid: whose request it has received last
- * @held: the fork that is under way holds its @callers.copying
  * @in_hook: it came back with PSC_RUN_ASK, and is counted in @hooks
  * @request: the round that it is in. After PSC_RUN_ASK, its @event is what is
  *   known of the request to decide
@@ -47,7 +45,6 @@ struct psc_worker {
 	uint64_t lead;
 	int32_t last_tid;
 	bool in_hook;
-	bool held;
 	struct psc_callers callers;
 	struct psc_request request;
 };
@@ -201,18 +198,6 @@ void psc_supervisor_stop(struct psc_supervisor *supervisor);
  * ENOSYS. The supervisor's own descriptors go with the last worker.
  */
 void psc_supervisor_close(struct psc_supervisor *supervisor);
-
-/**
- * psc_supervisor_hold_copies - let no copy be made while the process forks
- * @deadline: CLOCK_REALTIME; a thread that copies until then is not waited for
- *
- * With @lists locked.
- */
-void psc_supervisor_hold_copies(struct psc_supervisor *supervisor,
-				const struct timespec *deadline);
-
-/** psc_supervisor_release_copies - the fork is over; @lists are still locked */
-void psc_supervisor_release_copies(struct psc_supervisor *supervisor);
 
 /**
  * psc_supervisor_forget - close the descriptors in a forked child

@@ -1,4 +1,4 @@
-"""Sockets that a target inherits, and that another target has as well.
+"""Sockets that targets inherit of us, and that children of ours must not.
 
 What is inherited is asked where it is; asking waits for the socket's lock, which
 another target may keep for as long as it likes.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from conftest import python
 from test_mid_call import wait_for
-from test_races import read_line
+from test_races import LIMIT, read_line
 
 from portseccomp import Guard
 
@@ -85,3 +87,40 @@ def test_copy_of_a_targets_socket_whose_lock_is_held(victim):
         wait_for(lambda: first.stats().takeovers == 1)
         results = [starts(guard) for guard in (first, second)]
     assert [all(one.values()) for one in results] == [True, True], results
+
+
+FORKING = """
+import os, subprocess, sys, time
+from portseccomp import Guard
+def sockets():
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:
+            pass
+    return [one for one in found if one.startswith("socket:")]
+assert not sockets()
+keep = 0
+with Guard("allow tcp:ephemeral") as guard:
+    targets = [guard.popen(sys.argv[2:]) for _ in range(2)]
+    while guard.stats().requests < 1000:
+        time.sleep(0.001)
+    for _ in range(int(sys.argv[1])):
+        if (pid := os.fork()) == 0:
+            os._exit(len(sockets()))
+        keep += os.waitpid(pid, 0)[1] != 0
+    calls = guard.stats().requests
+    for one in targets:
+        one.kill()
+        one.wait()
+print(keep, calls > 2000)
+"""
+
+
+def test_forked_children_keep_no_socket_of_a_target(victim):
+    """300 children, forked while targets call, have no copy of a target's socket."""
+    command = python(FORKING, "300", victim("hammer"), "100000000")
+    command[1:1] = ["-W", "ignore"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=LIMIT)
+    assert done.stdout == b"0 True\n"

@@ -26,6 +26,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include "forking.h"
 #include "fuzz.h"
 #include "kernel.h"
 #include "listener.h"
@@ -714,8 +715,15 @@ void psc_callers_name(struct psc_callers *callers, int32_t tid,
 	*ret_name = (struct psc_caller_name){.pid = tid, .comm = "caller"};
 }
 
-int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd,
-			int *ret_copy_fd)
+void psc_forking_hold(void)
+{
+}
+
+void psc_forking_release(void)
+{
+}
+
+int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd)
 {
 	static const int errors[] = {-ESRCH, -EPERM, -EMFILE, -ENOSYS, -EXDEV};
 	const int next = world.copied;
@@ -736,8 +744,7 @@ int psc_callers_copy_fd(struct psc_callers *callers, int32_t tid, int fd,
 	world.copies[next].open = true;
 	world.copied++;
 	world.call->copies++;
-	*ret_copy_fd = COPY_FD + next;
-	return 0;
+	return COPY_FD + next;
 }
 
 ssize_t psc_callers_read(int32_t tid, uint64_t address, void *ret_bytes,
