@@ -78,6 +78,7 @@ struct socket {
 /** struct call - one round, and what the caller and the core did in it */
 struct call {
 	struct call *outer;
+	struct psc_request *request;
 	struct seccomp_notif notif;
 	enum psc_call meaning;
 	int fd;
@@ -647,7 +648,14 @@ int __wrap_setsockopt(int fd, int level, int name, const void *value,
 
 int __wrap_bind(int fd, const struct sockaddr *address, socklen_t length)
 {
-	return failing(kernel_bind(socket_of(fd), address, length));
+	struct socket *socket = socket_of(fd);
+	const int error = kernel_bind(socket, address, length);
+
+	/* A moved one that has lost its port gets another. */
+	if (error == 0)
+		socket->moved = world.call->request->decision.verdict ==
+				PSC_VERDICT_MOVE;
+	return failing(error);
 }
 
 int __wrap_listen(int fd, int backlog)
@@ -1077,6 +1085,7 @@ static void run_round(void)
 	memset(request, 0xa5, sizeof(*request));
 	request->decision.verdict = PSC_VERDICT_ALLOW;
 	request->source = &world.source;
+	call.request = request;
 	take_notification(&call);
 	memcpy(before, world.sockets, sizeof(before));
 	TRACE("round %d: %s of descriptor %d\n", world.rounds,
