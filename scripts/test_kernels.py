@@ -71,7 +71,7 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
     # tries of each race: 100,000 on the machine itself
-    "PORTSECCOMP_ATTACKS": os.environ.get("PORTSECCOMP_ATTACKS", "500"),
+    "PORTSECCOMP_ATTACKS": os.environ.get("PORTSECCOMP_ATTACKS", "2000"),
     # of tests with many cases the first, one in the middle, and the last
     "PORTSECCOMP_CASES": os.environ.get("PORTSECCOMP_CASES", "3"),
     # Plugins that are not used take seconds to import, and each test more time.
