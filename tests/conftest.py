@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+import portseccomp
+
 HERE = Path(__file__).parent
 NO_SKIP = os.environ.get("PORTSECCOMP_NO_SKIP") == "1"
 CASES = int(os.environ.get("PORTSECCOMP_CASES", "0"))
@@ -99,6 +101,16 @@ def need(program: str, package: str) -> str:
     if path is None:
         pytest.skip(f"needs {program}: apt-get install {package}")
     return path
+
+
+def need_killable() -> None:
+    """Skip where a signal makes a call that is being decided start anew.
+
+    With signals that come sooner than a hook's answer it never ends there.
+    """
+    features = {one.name: one.available for one in portseccomp.probe().features}
+    if not features["WAIT_KILLABLE_RECV"]:
+        pytest.skip("needs a kernel with WAIT_KILLABLE_RECV (Linux 5.19)")
 
 
 @pytest.fixture(scope="session")
