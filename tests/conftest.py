@@ -103,14 +103,11 @@ def need(program: str, package: str) -> str:
     return path
 
 
-def need_killable() -> None:
-    """Skip where a signal makes a call that is being decided start anew.
-
-    With signals that come sooner than a hook's answer it never ends there.
-    """
-    features = {one.name: one.available for one in portseccomp.probe().features}
-    if not features["WAIT_KILLABLE_RECV"]:
-        pytest.skip("needs a kernel with WAIT_KILLABLE_RECV (Linux 5.19)")
+def need_feature(name: str) -> None:
+    """Skip where the kernel lacks something, by its name in `portseccomp probe`."""
+    feature = next(one for one in portseccomp.probe().features if one.name == name)
+    if not feature.available:
+        pytest.skip(f"needs a kernel with {name} ({feature.detail})")
 
 
 @pytest.fixture(scope="session")

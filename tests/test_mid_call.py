@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
-from conftest import accepts, need_killable, python
+from conftest import accepts, need_feature, python
 from test_races import (
     LIMIT,
     TRIES,
@@ -101,7 +101,8 @@ def test_attack_in_mid_call(victim, free_port, attack, policy):
 def test_signals_while_a_hook_decides(victim, free_port, program, how):
     """Signals at 2 kHz, caught while a hook takes 5 to 20 ms, change no result."""
     allowed, forbidden = free_port(), free_port()
-    need_killable()
+    # Else a call starts anew with each signal, and never ends.
+    need_feature("WAIT_KILLABLE_RECV")
     times = max(TRIES // 5000, 1)
 
     def hook(request) -> bool:
@@ -199,7 +200,9 @@ def test_forty_stuck_threads_of_one_process(victim, attack, policy):
 
     with ExitStack() as stack, Guard(policy, on_event=count) as guard:
         (one,) = attackers(stack, guard, [victim(attack), "40"], 1)
-        wait_for(lambda: guard.stats().failed >= 37)
+        wait_for(lambda: guard.stats().failed >= 37 or guard.stats().denied == 40)
+        if guard.stats().failed < 37:
+            pytest.skip("needs a kernel whose getsockname waits for a socket's lock")
         wait_for(lambda: guard.stats().takeovers >= 1)
         denied = 1000 if policy == "deny any" else 0
         assert hammer(guard, victim, 1000) == denied

@@ -113,7 +113,7 @@ def mix(victim, free_port, rules: list[str], default: str) -> tuple[dict, Stats]
             time.sleep(0.01)
     stats = guard.stats()
     assert (outside["seen"], events["open"]) == (0, 0)
-    assert outside["looks"] > 1000
+    assert outside["looks"] > 100
     assert result["listens"] + result["binds"] == tries
     # Every call was decided, none by the kernel; two binds prepared the ground.
     assert (stats.requests, stats.continued, stats.vanished) == (tries + 2, 0, 0)

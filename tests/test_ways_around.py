@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
-from conftest import accepts, need, python
+from conftest import accepts, need, need_feature, python
 
 from portseccomp import Guard, Stats
 
@@ -146,6 +146,9 @@ def attempt(guard: Guard | None, command: list[str], *ports: int, **options) -> 
 def attack(victim, way: tuple[str, str], ports: tuple[int, int], tries: int, *flags):
     """The command of an attack."""
     program, name = way
+    if name == "apart":
+        # Else it is denied, whatever the policy, and a warning says so.
+        need_feature("PIDFD_THREAD")
     return [victim(f"way_{program}", *flags), name, *map(str, (*ports, tries))]
 
 
