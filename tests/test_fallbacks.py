@@ -281,6 +281,25 @@ def test_signal_storm(victim, free_port, call, how, refused):
         assert interrupted == "interrupted: 0"
 
 
+@pytest.mark.parametrize("how", ["restart", "interrupt"])
+def test_signals_while_rounds_stall(victim, free_port, how):
+    """The round of a call that was interrupted keeps no port from the next call.
+
+    It goes on in a thread that stalls, while another has taken over the lead.
+    """
+    allowed, denied = free_port(), free_port()
+    preload = [os.environ.get("LD_PRELOAD", ""), victim("stall", "-shared", "-fPIC")]
+    through = ("env", f"LD_PRELOAD={' '.join(preload).strip()}")
+    through += launcher(victim, "killable=EINVAL")
+    command = [victim("bindstorm"), str(allowed), str(denied), "2000", "10000", how]
+    with Embedder([f"deny {denied}"], through=through, event_buffer=16) as program:
+        done = f"guard.run({command}, capture_output=True).stdout.decode()"
+        wrong, _, alarms = program(done).splitlines()
+        # Others took over: the test tests.
+        assert program("guard.stats().takeovers") > 0
+    assert (wrong, alarms) == ("wrong: 0 0", "alarms: many")
+
+
 # ---- what people are told ----
 
 PROBES = {
