@@ -238,9 +238,9 @@ bool psc_asks_hold(struct psc_asks *asks, int fd)
 	return false;
 }
 
-void psc_asks_forget(struct psc_asks *asks)
+void psc_asks_forget(struct psc_asks *asks, bool is_noted)
 {
 	for (int i = 0; i < PSC_ASKS; i++)
 		if (state_of(&asks->slots[i]) != PSC_ASK_FREE)
-			psc_round_forget(&asks->slots[i].request);
+			psc_round_forget(&asks->slots[i].request, is_noted);
 }

@@ -115,7 +115,7 @@ int psc_asks_close(struct psc_asks *asks, struct psc_books *books);
 /** psc_asks_hold - whether a descriptor is the copy of a socket in here */
 bool psc_asks_hold(struct psc_asks *asks, int fd);
 
-/** psc_asks_forget - close the copies, in a forked child */
-void psc_asks_forget(struct psc_asks *asks);
+/** psc_asks_forget - close the copies, in a forked child: psc_round_forget() */
+void psc_asks_forget(struct psc_asks *asks, bool is_noted);
 
 #endif

@@ -67,7 +67,7 @@ static void after_fork_in_child(void)
 {
 	for (struct psc_supervisor *one = registered; one; one = one->next) {
 		pthread_mutex_unlock(&one->lists);
-		psc_supervisor_forget(one);
+		psc_supervisor_forget(one, changing_is_ours);
 	}
 	/* Whoever had it is not in this process. */
 	changing = unlocked;

@@ -230,16 +230,22 @@ static enum psc_round_state finish_call(struct psc_request *request, int result,
 	return PSC_ROUND_DONE;
 }
 
-void psc_round_forget(struct psc_request *request)
+void psc_round_forget(struct psc_request *request, bool is_noted)
 {
-	const uint64_t cookie = request->copy_fd < 0
-					? 0
-					: psc_socket_cookie(request->copy_fd);
+	const int copy_fd = request->copy_fd;
 
-	/* Its number may have been closed, and be something else's by now. */
-	if (cookie && (cookie == request->event.cookie || !request->event.cookie))
-		close(request->copy_fd);
 	request->copy_fd = -1;
+	if (copy_fd < 0)
+		return;
+	if (!is_noted) {
+		/* It may have been closed, and be something else's by now. */
+		const uint64_t cookie = psc_socket_cookie(copy_fd);
+
+		if (!cookie || (request->event.cookie &&
+				request->event.cookie != cookie))
+			return;
+	}
+	close(copy_fd);
 }
 
 void psc_round_vanish(struct psc_request *request, struct psc_books *books)

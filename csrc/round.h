@@ -152,8 +152,11 @@ void psc_round_close(struct psc_request *request, struct psc_books *books);
  */
 void psc_round_vanish(struct psc_request *request, struct psc_books *books);
 
-/** psc_round_forget - close the copy, in a forked child */
-void psc_round_forget(struct psc_request *request);
+/**
+ * psc_round_forget - close the copy, in a forked child
+ * @is_noted: the fork was held until what the request says of it was true
+ */
+void psc_round_forget(struct psc_request *request, bool is_noted);
 
 /**
  * psc_round_fail - deny for a reason that is not the policy's

@@ -251,15 +251,15 @@ static void forget_fd(int *fd)
 	*fd = -1;
 }
 
-void psc_supervisor_forget(struct psc_supervisor *supervisor)
+void psc_supervisor_forget(struct psc_supervisor *supervisor, bool is_noted)
 {
 	for (struct psc_source *source = supervisor->sources; source;
 	     source = source->next)
 		forget_fd(&source->fd);
-	psc_asks_forget(&supervisor->asks);
+	psc_asks_forget(&supervisor->asks, is_noted);
 	for (struct psc_worker *worker = supervisor->workers; worker;
 	     worker = worker->next) {
-		psc_round_forget(&worker->request);
+		psc_round_forget(&worker->request, is_noted);
 		psc_callers_close(&worker->callers);
 	}
 	forget_fd(&supervisor->epoll_fd);

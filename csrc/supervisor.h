@@ -201,9 +201,10 @@ void psc_supervisor_close(struct psc_supervisor *supervisor);
 
 /**
  * psc_supervisor_forget - close the descriptors in a forked child
+ * @is_noted: see psc_round_forget()
  *
  * Called there by itself (forking.h). Makes system calls, and nothing else.
  */
-void psc_supervisor_forget(struct psc_supervisor *supervisor);
+void psc_supervisor_forget(struct psc_supervisor *supervisor, bool is_noted);
 
 #endif
