@@ -706,7 +706,7 @@ static pid_t fork_bystander(struct guard *guard, const int ready[2],
 	for (int i = 0; i < guard->victim_count; i++)
 		close(guard->victims[i].fd);
 	close(end[1]);
-	psc_supervisor_forget(&guard->core);
+	psc_supervisor_forget(&guard->core, false);
 	if (write(ready[1], &byte, 1) != 1)
 		_exit(1);
 	/* Ends with the parent, at the latest. */
