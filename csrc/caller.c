@@ -57,6 +57,7 @@ static int read_proc(int32_t tid, const char *name, char *buffer, size_t size)
 static int32_t find_process(int32_t tid)
 {
 	char status[512], *line;
+	int32_t pid = 0;
 	int result;
 
 	/* Succeeds, or is refused, only where the thread leads its group. */
@@ -66,7 +67,9 @@ static int32_t find_process(int32_t tid)
 	if (read_proc(tid, "status", status, sizeof(status)) < 0)
 		return tid;
 	line = strstr(status, "\nTgid:");
-	return line ? (int32_t)strtol(line + 6, NULL, 10) : tid;
+	if (line)
+		pid = (int32_t)strtol(line + 6, NULL, 10);
+	return pid > 0 ? pid : tid; /* 0 of one that has just been reaped */
 }
 
 static int open_thread(struct psc_callers *callers, int32_t tid,

@@ -46,7 +46,7 @@ KERNELS |= {"--confine": (6, 12), "landlock.py": (6, 7)}
 FOR_X86_64 = ("after.py", "block.py", "fail.py 50")  # system calls by number
 FOR_ROOT = ("setpriv ", "other.py", "block.py", "raw.py")
 # Holes without an example.
-TOO_SMALL = {"Microseconds"}
+TOO_SMALL = {"V6ONLY in the moment of the call"}
 
 
 class Section(NamedTuple):
