@@ -83,5 +83,5 @@ def test_ten_thousand_targets_killed_in_their_calls(victim, free_port):
         assert len(os.listdir("/proc/self/fd")) <= descriptors + 16
         assert threading.active_count() <= threads + 2
         if "asan" not in os.environ.get("LD_PRELOAD", ""):  # it keeps what is freed
-        assert resident_kib() - before < 4_000
+            assert resident_kib() - before < 4_000
         print(found, stats[:12], resident_kib() - before)  # with -rP
