@@ -86,6 +86,12 @@ void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 	struct psc_memory_entry known;
 
 	*asked = request->bound;
+	/* Its address alone, without a port (IP_BIND_ADDRESS_NO_PORT). */
+	if (strict && asked->port == PSC_PORT_EPHEMERAL &&
+	    psc_socket_may_wander(request->copy_fd, asked)) {
+		judge_unknown(request);
+		return;
+	}
 	if (!psc_endpoint_has_ports(asked) ||
 	    asked->port == PSC_PORT_EPHEMERAL) {
 		request->decision = psc_rules_decide(policy, asked);
@@ -208,7 +214,7 @@ static int check_settled(struct psc_request *request,
 	    !psc_endpoint_same_place(actual, wanted))
 		return -ESTALE;
 	request->bound = *actual;
-	if (entry.cookie)
+	if (entry.cookie && !psc_socket_may_wander(request->copy_fd, actual))
 		psc_memory_store(memory, entry, &request->event.requested,
 				 actual);
 	return 0;

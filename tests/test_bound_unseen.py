@@ -174,3 +174,21 @@ def test_socket_on_a_broadcast_address_whose_lock_is_held(victim):
     assert (result["tries"], result["wins"], result["good"]) == (HELD, 0, 0)
     assert outside["seen"] == 0
     assert (stats.denied, stats.failed) == (HELD, 0)
+
+
+def test_broadcast_address_without_a_port():
+    """A broadcast address without a port is no loopback: connect would change it."""
+
+    def attempt(host: str) -> str:
+        with socket.socket() as one:
+            one.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+            one.bind((host, 0))
+            try:
+                one.listen()
+            except OSError as error:
+                return errno.errorcode[error.errno]
+        return "0"
+
+    with Guard("allow loopback:any") as guard:
+        assert guard.call(attempt, "127.255.255.255") == "EACCES"
+        assert guard.call(attempt, "127.0.0.1") == "0"
