@@ -2,12 +2,13 @@
 /*
  * Call listen and bind as fast as it goes: clamour FILE DENIED ASKED TIMES
  *
- * Three processes: one listens on an ephemeral port and on DENIED, one binds UDP
+ * Three processes: one listens on DENIED and on an ephemeral port, one binds UDP
  * sockets to both, one listens on ASKED. Each keeps a record of its calls in
  * FILE, which is shared memory: a watcher outside sees for how long a call lasts.
- * The refused calls have to give EACCES. From the first ENOSYS on, TIMES more
- * calls have to give ENOSYS; then the process waits to be killed. Sockets on
- * DENIED and ASKED are never closed, so that one that has opened stays open.
+ * The refused calls have to give EACCES; they come first, so who has called at all
+ * has made one. From the first ENOSYS on, TIMES more calls have to give ENOSYS;
+ * then the process waits to be killed. Sockets on DENIED and ASKED are never
+ * closed, so that one that has opened stays open.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -114,18 +115,18 @@ static void work(int worker, int denied, int asked)
 	if (worker == BINDER) {
 		refused = make(SOCK_DGRAM, denied);
 		for (;;) {
+			try_bind(refused, denied, EACCES);
 			open = make(SOCK_DGRAM, 0);
 			try_bind(open, 0, 0);
 			close(open);
-			try_bind(refused, denied, EACCES);
 		}
 	}
 	refused = make(SOCK_STREAM, worker == ASKER ? asked : denied);
 	open = make(SOCK_STREAM, 0);
 	for (;;) {
+		try_listen(refused, EACCES);
 		if (worker == LISTENER)
 			try_listen(open, 0);
-		try_listen(refused, EACCES);
 	}
 }
 
