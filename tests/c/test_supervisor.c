@@ -163,20 +163,27 @@ static bool wait_ticket(struct guard *guard, int index, uint64_t *ret_ticket)
 	return true;
 }
 
-/* Until so many sources can send requests; the supervisor rings for less. */
-static bool wait_live(struct guard *guard, int wanted)
+/* Until a count of the supervisor's is there, which rings when it changes. */
+static bool wait_count(struct guard *guard, const _Atomic int *count,
+		       int wanted)
 {
 	const int64_t until = psc_round_now() + PATIENCE_NS;
 
-	while (atomic_load(&guard->core.live) != wanted) {
+	while (atomic_load(count) != wanted) {
 		const int64_t left = until - psc_round_now();
 
 		if (left <= 0)
-			return FAIL("%d sources live, not %d",
-				    atomic_load(&guard->core.live), wanted);
+			return FAIL("waited for %d, found %d", wanted,
+				    atomic_load(count));
 		psc_bell_wait(&guard->core.event_bell, left);
 	}
 	return true;
+}
+
+/* Until so many sources can send requests. */
+static bool wait_live(struct guard *guard, int wanted)
+{
+	return wait_count(guard, &guard->core.live, wanted);
 }
 
 /* ---- the hook and the threads ---- */
@@ -542,6 +549,7 @@ static void test_queue(void)
 		tell(guard, 1, ASKED_TOO);
 		/* One hook at a time; rules are answered all the same. */
 		CHECK_REPORT(tell_and_hear(guard, 2, ALLOWED), 0);
+		CHECK(wait_count(guard, &guard->core.asks.queued, 1));
 		CHECK_INT(atomic_load(&guard->core.hooks), 1);
 		CHECK_INT(decide(guard, first, PSC_VERDICT_ALLOW, 0), 0);
 		CHECK_REPORT(hear(guard, 0), 0);
