@@ -119,7 +119,9 @@ void psc_listening_judge(struct psc_request *request, struct psc_memory *memory)
 		return;
 	case PSC_MEMORY_EPHEMERAL:
 	case PSC_MEMORY_CHOSEN:
-		request->keeps_port = known.kind == PSC_MEMORY_CHOSEN;
+		request->by_number = known.kind == PSC_MEMORY_CHOSEN;
+		/* Who hands a socket on may have lost its port before. */
+		request->keeps_port = request->by_number && known.owner;
 		take_known_place(request, &known);
 		*asked = request->bound;
 		if (known.kind == PSC_MEMORY_EPHEMERAL)
@@ -261,7 +263,8 @@ static int settle_port(struct psc_request *request, struct psc_memory *memory)
  * A port that was not asked for by its number is lost by a connection that
  * fails, or ends; getsockname(2) may show it still. Then `listen` would take
  * another one, and everything else could have changed with it: so it gets one
- * now. The hook may have allowed that number and no other.
+ * now, and is known by it. What allowed that number allows no other: then the
+ * next call is judged anew.
  */
 static int regain_port(struct psc_request *request, struct psc_memory *memory)
 {
@@ -272,11 +275,12 @@ static int regain_port(struct psc_request *request, struct psc_memory *memory)
 		return 0; /* it has one, or is connected */
 	if (result < 0)
 		return result;
-	if (request->asked &&
+	wanted.port = PSC_PORT_EPHEMERAL;
+	result = check_settled(request, &wanted, memory);
+	if (result == 0 && (request->asked || request->by_number) &&
 	    request->event.requested.port != PSC_PORT_EPHEMERAL)
 		return -ESTALE;
-	wanted.port = PSC_PORT_EPHEMERAL;
-	return check_settled(request, &wanted, memory);
+	return result;
 }
 
 int psc_listening_act(struct psc_request *request, struct psc_memory *memory)

@@ -308,6 +308,7 @@ static void begin(struct psc_request *request,
 	request->counted = false;
 	request->asked = false;
 	request->made = false;
+	request->by_number = false;
 	request->keeps_port = false;
 	memset(event, 0, sizeof(*event));
 	event->time_ns = clock_ns(CLOCK_REALTIME);

@@ -88,7 +88,8 @@ struct psc_books {
  * @counted: it is counted as a request
  * @asked: it went to the hook
  * @made: the bind has been made
- * @keeps_port: it was bound to a port by its number, which it can't lose
+ * @by_number: it is judged by the port's number: it was bound to that
+ * @keeps_port: ...as we have seen, so it can't lose it
  * @claim: where the socket is claimed for this round, or NULL
  * @thread_claim: where the calling thread is
  * @place: its place in @source's rounds, or NULL
@@ -110,6 +111,7 @@ struct psc_request {
 	bool counted;
 	bool asked;
 	bool made;
+	bool by_number;
 	bool keeps_port;
 	struct psc_decision decision;
 	struct psc_event event;
