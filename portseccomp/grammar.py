@@ -479,6 +479,8 @@ def _parse_selector(text: _Part, whole: _Text) -> Selector:
 
 def parse_selector(text: str) -> Selector:
     """Parse a selector such as "tcp:loopback:8000-8999"; raises PolicyError."""
+    if not isinstance(text, str):
+        raise PolicyError(f"a selector is a string such as 'tcp:8080', not {text!r}")
     whole = _Text("selector", text.strip())
     return _parse_selector(whole.whole(), whole)
 

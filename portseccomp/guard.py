@@ -525,9 +525,11 @@ class Guard:
                 self._state.retire_launcher()
 
     def wait_listening(
-        self, selector: str = "any", timeout: float | None = None
+        self, selector: str | int = "any", timeout: float | None = None
     ) -> Event:
         """Wait until something listens that a selector such as "tcp:8080" selects.
+
+        A port alone may be a number.
 
         Returns the event that opened it: at once if it is open already, else
         as soon as the kernel accepts connections there. `timeout` is in
@@ -535,6 +537,8 @@ class Guard:
         no guarded process is left.
         """
         self._check_open()
+        if isinstance(selector, int):
+            selector = str(selector)
         match = _Match(selector)
         limit = None if timeout is None else time.monotonic() + timeout
         from portseccomp.listeners import still_open

@@ -715,6 +715,9 @@ def test_wait_listening_and_listeners_know_udp(free_port, policy, selector):
         assert [(one.pid, one.port) for one in guard.listeners()] == [
             (process.pid, port)
         ]
+        assert guard.wait_listening(port, timeout=0) == event
+        with pytest.raises(portseccomp.PolicyError, match="a selector is a string"):
+            guard.wait_listening(("udp", port))
         with pytest.raises(portseccomp.ListenTimeout):
             guard.wait_listening("tcp:any", timeout=0.05)
         process.stdin.write(b"x")

@@ -6,6 +6,7 @@ another target may keep for as long as it likes.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -22,6 +23,9 @@ from portseccomp import Guard
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: userfaultfd(2)")
 SOON = 15.0  # seconds; a second is what asking may take
+
+
+# ---- whose lock is kept ----
 
 
 @contextmanager
@@ -88,6 +92,66 @@ def test_copy_of_a_targets_socket_whose_lock_is_held(victim):
         results = [starts(guard) for guard in (first, second)]
     assert [all(one.values()) for one in results] == [True, True], results
 
+
+# ---- where they are, and what they may do ----
+
+
+def listens_again(one: socket.socket) -> str:
+    """What another `listen` on an inherited socket gives."""
+    try:
+        one.listen(4)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "0"
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("deny 1", "0"),
+        ("allow {}", "0"),
+        ("allow loopback:{}", "0"),
+        ("allow tcp:ephemeral", "EACCES"),
+        ("deny {}", "EACCES"),
+    ],
+)
+def test_inherited_listener_may_listen_again(rule, expected):
+    """It is judged by where it is, and told as open, though not for the first time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with Guard(rule.format(port)) as guard:
+            assert guard.call(listens_again, server) == expected
+            listed = [one.port for one in guard.listeners()]
+            assert listed == ([port] if expected == "0" else [])
+            if listed:
+                assert guard.wait_listening(port, timeout=LIMIT).first is False
+            (event,) = guard.events()
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT).close()
+    assert (event.first, event.is_open) == (False, expected == "0")
+
+
+def test_wildcard_listener_may_not_listen_again_as_a_loopback_one():
+    """Connections that it has accepted do not make its place another one."""
+    with (
+        socket.create_server(("0.0.0.0", 0)) as server,
+        socket.create_connection(("127.0.0.1", server.getsockname()[1])),
+        Guard("allow loopback:any") as guard,
+    ):
+        assert guard.call(listens_again, server) == "EACCES"
+
+
+@pytest.mark.parametrize("make", [list, set, iter], ids=["list", "set", "iterator"])
+def test_pass_fds_of_any_kind(victim, make):
+    """An iterator of descriptors is read by the guard and by Popen alike."""
+    with socket.socket() as one, Guard("allow loopback:any") as guard:
+        one.bind(("127.0.0.1", 0))
+        number = one.fileno()
+        command = [victim("listen"), "fd", str(number), "0"]
+        done = guard.run(command, stdout=-1, pass_fds=make([number]))
+    assert done.stdout.startswith(b"listen: 0\n")
+
+
+# ---- forks of ours ----
 
 FORKING = """
 import os, subprocess, sys, time

@@ -109,6 +109,8 @@ def test_supervisor_without_descriptors(victim, free_port, rules):
             with pytest.raises(EmbedderError, match="Too many open files") as caught:
                 program("start('true')")
             assert caught.value.kind == "OSError"
+            # Which sockets its thread inherits can't be listed with none free.
+            assert program("guard.call(int)") == 0
             program("give_back()")
             failed += 0 if free else 4 * TIMES + 2
             assert program("guard.stats().failed") == failed
@@ -278,15 +280,19 @@ def test_calls_are_decided_where_no_thread_can_be_started(victim, free_port):
     with Embedder([f"deny {ports[1]}"], through=lonely()) as program, Outside(ports[1]):
         program(tally(victim, ports, TIMES, "thread"))
         check(program, ports, WORKS)
+        # Where an inherited socket is, a thread asks.
+        program("globals().update(server=socket.create_server(('127.0.0.1', 0)))")
         program("limit_threads(0)")
         check(program, ports, WORKS)
-        with pytest.raises(EmbedderError) as caught:
-            program("start('true')")
-        assert caught.value.kind == "BlockingIOError"
+        for options in ("", ", pass_fds=[server.fileno()]"):
+            with pytest.raises(EmbedderError) as caught:
+                program(f"guard.popen(['true']{options})")
+            assert caught.value.kind == "BlockingIOError"
         with pytest.raises(EmbedderError, match="can't start new thread"):
             program("guard.call(int)")
         check(program, ports, WORKS)
         program("limit_threads(None)")
+        program("server.close()")
         assert program("guard.run(['true']).returncode") == 0
         assert program("guard.call(int)") == 0
         check(program, ports, WORKS)

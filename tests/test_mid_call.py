@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import struct
 import subprocess
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from contextlib import ExitStack
 
 import pytest
 from conftest import accepts, need_feature, python
+from test_bind import code
 from test_races import (
     LIMIT,
     TRIES,
@@ -297,6 +299,35 @@ def test_sockets_that_linger_after_their_owners_have_been_killed(victim):
         wait_for(lambda: is_settled(guard.stats()))
         assert hammer(guard, victim, 200) == 0
         assert lingering() == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "linger", "rule", "expected", "kept"),
+    [
+        ("new", (1, 30), "deny 1", "0", True),
+        ("new", (1, 30), "allow 1", "EACCES", True),
+        ("connected", (0, 30), "deny 1", "EINVAL", True),
+        ("connected", (1, 0), "deny 1", "EINVAL", True),
+        # Closing the last copy would wait for the peer, in the supervisor.
+        ("connected", (1, 30), "deny 1", "EINVAL", False),
+    ],
+)
+def test_linger_is_left_alone(state, linger, rule, expected, kept):
+    """SO_LINGER stays as the target set it, unless it is the guard who would wait."""
+
+    def attempt() -> tuple[str, bool]:
+        with socket.socket() as one:
+            if state == "connected":
+                one.connect(server.getsockname())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, wanted)
+            before = one.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+            result = code(one.listen)
+            after = one.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+            return result, before == after
+
+    wanted = struct.pack("=ii", *linger)
+    with socket.create_server(("127.0.0.1", 0)) as server, Guard(rule) as guard:
+        assert guard.call(attempt) == (expected, kept)
 
 
 # Its first target blocks a supervisor thread, its second one calls in steps.

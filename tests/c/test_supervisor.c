@@ -482,6 +482,10 @@ static void test_other_thread_answers(void)
 		/* It has been answered, and stays so. */
 		CHECK(!psc_supervisor_waits(&guard->core, first));
 		CHECK_INT(decide(guard, first, PSC_VERDICT_ALLOW, 0), -ESTALE);
+		/* Its thread calls on, and forsakes nobody's who comes next. */
+		CHECK_INT(atomic_load(
+				  &guard->core.asks.slots[first % PSC_ASKS].tid),
+			  0);
 	}
 
 	/* Without an errno of its own a denial has the policy's. */
