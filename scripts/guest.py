@@ -342,7 +342,7 @@ MODULES = (
     *("virtio_pci", "9pnet_virtio", "9p", "overlay"),
     # what the tests look at sockets with
     *("inet_diag", "tcp_diag", "udp_diag", "mptcp_diag", "unix_diag", "vsock_diag"),
-    *("vsock", "vsock_loopback"),
+    *("vsock", "vsock_loopback", "smc"),
 )
 
 
