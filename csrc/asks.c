@@ -47,7 +47,8 @@ static void set(struct psc_ask *ask, uint64_t generation,
 	atomic_store(&ask->state, word(generation, state));
 }
 
-struct psc_request *psc_asks_take(struct psc_asks *asks, uint64_t *ret_ticket)
+struct psc_request *psc_asks_take(struct psc_asks *asks, int copy_fd,
+				  uint64_t *ret_ticket)
 {
 	for (uint64_t i = 0; i < PSC_ASKS; i++) {
 		struct psc_ask *ask = &asks->slots[i];
@@ -56,6 +57,7 @@ struct psc_request *psc_asks_take(struct psc_asks *asks, uint64_t *ret_ticket)
 		if (state_of(ask) != PSC_ASK_FREE ||
 		    !move(ask, generation, PSC_ASK_FREE, PSC_ASK_CLAIMED))
 			continue;
+		atomic_store(&ask->copy_fd, copy_fd);
 		atomic_fetch_add(&asks->open, 1);
 		*ret_ticket = generation * PSC_ASKS + i;
 		return &ask->request;
@@ -233,7 +235,7 @@ bool psc_asks_hold(struct psc_asks *asks, int fd)
 		return false;
 	for (int i = 0; i < PSC_ASKS; i++)
 		if (state_of(&asks->slots[i]) != PSC_ASK_FREE &&
-		    asks->slots[i].request.copy_fd == fd)
+		    atomic_load(&asks->slots[i].copy_fd) == fd)
 			return true;
 	return false;
 }

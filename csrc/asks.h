@@ -33,11 +33,13 @@ enum psc_ask_state {
  * @state: generation << 3 | enum psc_ask_state
  * @deadline_ns: CLOCK_MONOTONIC
  * @tid: the thread that waits
+ * @copy_fd: @request's, for those who have not claimed it
  */
 struct psc_ask {
 	_Atomic uint64_t state;
 	_Atomic int64_t deadline_ns;
 	_Atomic int32_t tid;
+	_Atomic int copy_fd;
 	struct psc_request request;
 };
 
@@ -54,11 +56,13 @@ struct psc_asks {
 
 /**
  * psc_asks_take - take a free slot
+ * @copy_fd: what psc_asks_hold() is to know from now on
  *
  * Return: the request to fill; psc_asks_post() then shows it to others. NULL:
  * none is free.
  */
-struct psc_request *psc_asks_take(struct psc_asks *asks, uint64_t *ret_ticket);
+struct psc_request *psc_asks_take(struct psc_asks *asks, int copy_fd,
+				  uint64_t *ret_ticket);
 
 /**
  * psc_asks_post - let a request wait

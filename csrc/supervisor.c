@@ -319,7 +319,7 @@ static bool ask(struct psc_supervisor *supervisor, struct psc_worker *worker,
 {
 	struct psc_request *request = &worker->request;
 	struct psc_request *asked =
-		psc_asks_take(&supervisor->asks, ret_ticket);
+		psc_asks_take(&supervisor->asks, request->copy_fd, ret_ticket);
 	bool run;
 
 	if (!asked) {
