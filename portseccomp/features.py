@@ -127,8 +127,8 @@ def _ptrace_access() -> Feature:
         with open("/proc/self/status") as status:
             fields = dict(line.split(":", 1) for line in status)
         capable = bool(int(fields["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
-    except OSError:
-        capable = False  # /proc can't be seen: not known
+    except (OSError, KeyError, ValueError):
+        capable = False  # /proc can't be seen, or is something else: not known
     try:
         with open("/proc/sys/kernel/yama/ptrace_scope") as file:
             scope = int(file.read())

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from embedder import quiet_port
 
 import portseccomp
 
@@ -147,19 +148,8 @@ def victim(tmp_path_factory) -> Callable[..., str]:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """Return a TCP port that nothing uses just now, a new one at each call."""
-    given: set[int] = set()
-
-    def find() -> int:
-        while True:
-            with socket.socket(socket.AF_INET6) as probe:
-                probe.bind(("::", 0))
-                port = probe.getsockname()[1]
-            if port not in given:
-                given.add(port)
-                return port
-
-    return find
+    """Return a port that nothing uses, and that nobody gets by chance meanwhile."""
+    return quiet_port
 
 
 def accepts(host: str, port: int) -> bool:

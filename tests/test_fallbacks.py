@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 from conftest import need, python
@@ -21,20 +20,15 @@ from embedder import (
     Outside,
     accepts,
     open_ports,
-    quiet_port,
 )
+from test_races import TRIES
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root, for a mount namespace of its own"
 )
 
 TIMES = 50  # calls of each kind in one batch
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    """Ports that stay free: they are bound, closed and bound again many times."""
-    return quiet_port
+SWAPS = max(TRIES // 5, 1)
 
 
 COPY = "the socket could not be copied from its thread: "
@@ -239,16 +233,16 @@ def test_the_leaders_socket_is_read_where_kcmp_lies(victim, free_port):
 def test_swaps_never_win_through_the_leader(victim, free_port, refused):
     """20,000 dup2 swaps open nothing where pidfds are the leader's."""
     allowed, forbidden = free_port(), free_port()
-    command = [victim("race"), "swap", str(allowed), str(forbidden), "20000"]
+    command = [victim("race"), "swap", str(allowed), str(forbidden), str(SWAPS)]
     through = launcher(victim, *refused)
     with Embedder([f"deny tcp:{forbidden}"], through=through) as program:
         with Outside(forbidden):
             done = f"guard.run({command}, capture_output=True).stdout.decode()"
             text = program(done)
-        assert "tries: 20000\nwins: 0\n" in text
+        assert f"tries: {SWAPS}\nwins: 0\n" in text
         stats = program("guard.stats()._asdict()")
-    assert (stats["requests"], stats["continued"]) == (20000, 0)
-    assert 0 < stats["denied"] < 20000
+    assert (stats["requests"], stats["continued"]) == (SWAPS, 0)
+    assert 0 < stats["denied"] < SWAPS
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import os
 import resource
 import select
 import time
-from collections.abc import Callable
 
 import pytest
 from conftest import need
@@ -23,7 +22,6 @@ from embedder import (
     Outside,
     accepts,
     open_ports,
-    quiet_port,
 )
 
 needs_root = pytest.mark.skipif(
@@ -31,12 +29,6 @@ needs_root = pytest.mark.skipif(
 )
 
 TIMES = 50  # calls of each kind in one batch
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    """Ports that stay free: they are bound, closed and bound again many times."""
-    return quiet_port
 
 
 NO_DESCRIPTOR = (

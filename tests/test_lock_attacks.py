@@ -88,8 +88,12 @@ def test_the_same_attack_wins_where_a_name_is_believed(victim, free_port, protoc
     port = free_port()
     command = [victim("namer"), "0", victim("lockrace"), protocol, str(port), "50"]
     with watched(victim, port) as outside, one_cpu():
-        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=LIMIT)
-    result = numbers(done)
+        # A slow machine may have to try more often.
+        for _ in range(10):
+            done = subprocess.run(command, stdout=subprocess.PIPE, timeout=LIMIT)
+            result = numbers(done)
+            if result["wins"]:
+                break
     assert result["wins"] > 0
     # Where it is open it is open to other addresses, for as long as it is held.
     assert result["reached"] == result["wins"]
