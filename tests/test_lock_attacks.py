@@ -82,18 +82,16 @@ def test_reconnecting_a_socket_whose_lock_is_held(victim, free_port, protocol, p
     assert (stats.denied, stats.failed) == (HELD, 0)
 
 
+# An emulated machine wakes threads too late for it to win.
+@pytest.mark.slow
 @root
 def test_the_same_attack_wins_where_a_name_is_believed(victim, free_port, protocol):
     """The attack is a real one: a supervisor that goes by the name falls to it."""
     port = free_port()
     command = [victim("namer"), "0", victim("lockrace"), protocol, str(port), "50"]
     with watched(victim, port) as outside, one_cpu():
-        # A slow machine may have to try more often.
-        for _ in range(10):
-            done = subprocess.run(command, stdout=subprocess.PIPE, timeout=LIMIT)
-            result = numbers(done)
-            if result["wins"]:
-                break
+        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=LIMIT)
+    result = numbers(done)
     assert result["wins"] > 0
     # Where it is open it is open to other addresses, for as long as it is held.
     assert result["reached"] == result["wins"]

@@ -83,20 +83,34 @@ static struct sockaddr_in place(uint32_t host, int number)
 
 /* ---- who waits for the lock ---- */
 
-/* Whether a thread is blocked in a call. */
+/* What the kernel says of a thread, as text. */
+static const char *look(const char *process, const char *tid, const char *what,
+			char *text, size_t size)
+{
+	char path[320];
+	ssize_t length;
+	int file;
+
+	snprintf(path, sizeof(path), "/proc/%s/task/%s/%s", process, tid, what);
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	length = file < 0 ? 0 : read(file, text, size - 1);
+	if (file >= 0)
+		close(file);
+	text[length > 0 ? length : 0] = 0;
+	return text;
+}
+
+/* Whether a thread is blocked in a call; not that it is on its way. */
 static int is_in(const char *process, const char *tid, long number)
 {
-	char path[320], text[64] = "";
-	int file, result;
+	char text[512];
+	const char *state;
 
-	snprintf(path, sizeof(path), "/proc/%s/task/%s/syscall", process, tid);
-	file = open(path, O_RDONLY | O_CLOEXEC);
-	if (file < 0)
+	look(process, tid, "syscall", text, sizeof(text));
+	if (text[0] < '0' || text[0] > '9' || atol(text) != number)
 		return 0;
-	result = read(file, text, sizeof(text) - 1) > 0 && text[0] != 'r' &&
-		 atol(text) == number;
-	close(file);
-	return result;
+	state = strrchr(look(process, tid, "stat", text, sizeof(text)), ')');
+	return state && strncmp(state, ") R", 3);
 }
 
 /* How many threads of the supervisor are blocked in a call. */
