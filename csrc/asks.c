@@ -47,6 +47,13 @@ static void set(struct psc_ask *ask, uint64_t generation,
 	atomic_store(&ask->state, word(generation, state));
 }
 
+void psc_asks_init(struct psc_asks *asks)
+{
+	/* 0 is a descriptor: of whatever else, which a forked child would close. */
+	for (int i = 0; i < PSC_ASKS; i++)
+		asks->slots[i].request.copy_fd = -1;
+}
+
 struct psc_request *psc_asks_take(struct psc_asks *asks, int copy_fd,
 				  uint64_t *ret_ticket)
 {

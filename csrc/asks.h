@@ -44,7 +44,7 @@ struct psc_ask {
 };
 
 /**
- * struct psc_asks - all of them; zeroed is ready
+ * struct psc_asks - all of them
  * @open: slots that are not free
  * @queued: those that no thread runs the hook for
  */
@@ -53,6 +53,9 @@ struct psc_asks {
 	_Atomic int queued;
 	struct psc_ask slots[PSC_ASKS];
 };
+
+/** psc_asks_init - no request waits, and no slot holds a descriptor; all zeroed */
+void psc_asks_init(struct psc_asks *asks);
 
 /**
  * psc_asks_take - take a free slot

@@ -134,6 +134,18 @@ int psc_binding_judge(struct psc_request *request, int32_t tid,
 	return 0;
 }
 
+bool psc_binding_still_holds(const struct psc_request *request)
+{
+	const struct psc_endpoint *before = &request->event.requested;
+	struct psc_endpoint again;
+
+	/* Those of TCP are judged once more, when they listen. */
+	if (!psc_endpoint_is_udp(before))
+		return true;
+	return read_meaning(request, &again) == 0 &&
+	       again.dual_stack == before->dual_stack;
+}
+
 static uint32_t port_of(const union psc_sockaddr *address)
 {
 	const void *raw = address;

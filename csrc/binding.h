@@ -29,6 +29,13 @@ int psc_binding_judge(struct psc_request *request, int32_t tid,
 		      uint64_t address, int length);
 
 /**
+ * psc_binding_still_holds - whether what the hook was asked about is so still
+ *
+ * V6ONLY may have been taken off meanwhile, or its filter locked.
+ */
+bool psc_binding_still_holds(const struct psc_request *request);
+
+/**
  * psc_binding_act - bind the copy
  *
  * Return: 0; -errno of the call; -ESTALE when the socket changed meanwhile, and

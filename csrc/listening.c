@@ -268,19 +268,26 @@ static int settle_port(struct psc_request *request, struct psc_memory *memory)
  */
 static int regain_port(struct psc_request *request, struct psc_memory *memory)
 {
+	const bool for_number =
+		(request->asked || request->by_number) &&
+		request->event.requested.port != PSC_PORT_EPHEMERAL;
 	struct psc_endpoint wanted = request->bound;
 	int result = psc_socket_bind_ephemeral(request->copy_fd);
 
-	if (result == -EINVAL)
-		return 0; /* it has one, or is connected */
+	if (result == -EINVAL) {
+		/* It has one, or is connected. */
+		if (!for_number || request->by_number ||
+		    !request->source->sees_binds)
+			return 0;
+		/* Nobody saw its bind: it may lose its port at any time. */
+		return psc_socket_is_connected(request->copy_fd) ? -EINVAL
+								 : -ESTALE;
+	}
 	if (result < 0)
 		return result;
 	wanted.port = PSC_PORT_EPHEMERAL;
 	result = check_settled(request, &wanted, memory);
-	if (result == 0 && (request->asked || request->by_number) &&
-	    request->event.requested.port != PSC_PORT_EPHEMERAL)
-		return -ESTALE;
-	return result;
+	return result == 0 && for_number ? -ESTALE : result;
 }
 
 int psc_listening_act(struct psc_request *request, struct psc_memory *memory)
@@ -311,7 +318,7 @@ int psc_listening_act(struct psc_request *request, struct psc_memory *memory)
 			return result;
 	} else if (moves && !request->made && !was_listening) {
 		return -EXDEV; /* it was bound before we saw it */
-	} else if (guarded && !was_listening && !request->keeps_port) {
+	} else if (guarded && !request->keeps_port) {
 		result = regain_port(request, memory);
 		if (result < 0)
 			return result;

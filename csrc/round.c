@@ -130,8 +130,7 @@ static void close_copy(struct psc_request *request)
 {
 	if (request->copy_fd < 0)
 		return;
-	if (request->event.error)
-		psc_socket_stop_linger(request->copy_fd);
+	psc_socket_stop_linger(request->copy_fd);
 	psc_forking_hold();
 	close(request->copy_fd);
 	request->copy_fd = -1;
@@ -512,8 +511,10 @@ void psc_round_close(struct psc_request *request, struct psc_books *books)
 			return;
 		}
 		if (result < 0 ||
-		    (event->call == PSC_CALL_LISTEN &&
-		     !psc_listening_still_holds(request, &books->memory))) {
+		    !(event->call == PSC_CALL_LISTEN
+			      ? psc_listening_still_holds(request,
+							  &books->memory)
+			      : psc_binding_still_holds(request))) {
 			psc_round_fail(request, PSC_FAILURE_CHANGED, 0, books);
 			return;
 		}

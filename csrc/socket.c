@@ -297,11 +297,10 @@ void psc_socket_stop_linger(int fd)
 	int type;
 
 	/* None of these waits for the socket's lock. */
-	if (get_int(fd, SOL_SOCKET, SO_TYPE, &type) < 0 ||
-	    type != SOCK_STREAM ||
-	    getsockopt(fd, SOL_SOCKET, SO_LINGER, &found, &length) < 0 ||
+	if (getsockopt(fd, SOL_SOCKET, SO_LINGER, &found, &length) < 0 ||
 	    !found.l_onoff || found.l_linger == 0 ||
-	    psc_socket_is_listening(fd) || is_closed(fd))
+	    get_int(fd, SOL_SOCKET, SO_TYPE, &type) < 0 ||
+	    type != SOCK_STREAM || psc_socket_is_listening(fd) || is_closed(fd))
 		return;
 	setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
 }

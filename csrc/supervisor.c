@@ -665,6 +665,7 @@ int psc_supervisor_init(struct psc_supervisor *supervisor,
 	pthread_mutex_init(&supervisor->duty, NULL);
 	pthread_mutex_init(&supervisor->lists, NULL);
 
+	psc_asks_init(&supervisor->asks);
 	psc_memory_init(&supervisor->books.memory);
 	result = psc_event_ring_init(&supervisor->books.ring, ring_capacity);
 	if (result < 0)
