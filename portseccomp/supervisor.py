@@ -29,6 +29,19 @@ _LOOK_AGAIN = 60.0
 _LOOK_SOON = 0.002
 
 
+def _join(thread: threading.Thread, limit: float) -> None:
+    """Wait until time.monotonic() is `limit` for a thread that has begun."""
+    while True:
+        try:
+            thread.join(max(limit - time.monotonic(), 0))
+            return
+        except RuntimeError:
+            # It runs, but whoever starts it has not heard so yet.
+            if time.monotonic() >= limit:
+                return
+            time.sleep(0.001)
+
+
 class Supervision:
     """Runs a core supervisor on threads, and its events through `deliver`.
 
@@ -177,7 +190,7 @@ class Supervision:
         for thread in threads:
             if thread is not threading.current_thread() and thread.ident:
                 # Those in a hook come back when it returns, if ever.
-                thread.join(max(limit - time.monotonic(), 0))
+                _join(thread, limit)
         self._core.close()
         self._closed = True
         self._core.ring()
@@ -185,7 +198,7 @@ class Supervision:
             return  # on_event closes its guard: the rest is delivered after it
         while True:
             taken = self._core.popped
-            self._dispatcher.join(_LAST_EVENTS)
+            _join(self._dispatcher, time.monotonic() + _LAST_EVENTS)
             if self._told or self._core.popped == taken:
                 break  # else it is only slow: the machine is busy
         if self._dispatcher.is_alive():

@@ -117,9 +117,20 @@ def need(program: str, package: str) -> str:
     return path
 
 
+def feature_named(name: str) -> portseccomp.Feature:
+    """What there is, by its name in `portseccomp probe`."""
+    return next(one for one in portseccomp.probe().features if one.name == name)
+
+
+def need_locked_names() -> None:
+    """Skip where getsockname(2) does not wait for a socket's lock."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (5, 16):
+        pytest.skip("needs Linux 5.16, whose getsockname waits for a socket's lock")
+
+
 def need_feature(name: str) -> None:
     """Skip where the kernel lacks something, by its name in `portseccomp probe`."""
-    feature = next(one for one in portseccomp.probe().features if one.name == name)
+    feature = feature_named(name)
     if not feature.available:
         pytest.skip(f"needs a kernel with {name} ({feature.detail})")
 

@@ -18,6 +18,8 @@ root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root: userfaultfd(2), setuid"
 )
 
+SO_LOCK_FILTER = 44  # asm-generic/socket.h
+
 
 @root
 @pytest.mark.parametrize("policy", ["deny any", f"deny {FORBIDDEN}"])
@@ -105,3 +107,31 @@ def test_name_is_that_of_the_moment():
     with Guard("deny tcp:1") as guard:
         guard.run(python(source))
         assert [one.comm for one in guard.events()] == ["first", "second"]
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["open", "locked"])
+def test_udp_socket_that_hears_ipv4_by_the_time_of_the_hooks_answer(free_port, locked):
+    """V6ONLY taken off while the hook decides is judged anew: nothing opens."""
+    port = free_port()
+
+    def hook(request) -> bool:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        one.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, int(locked))
+        return True
+
+    rules = ["ask ipv6:udp:any", "deny ipv4:udp:any"]
+    with (
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outside,
+        Guard(rules, hook=hook) as guard,
+    ):
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        with pytest.raises(PermissionError):
+            guard.call(one.bind, ("::", port))
+        (event,) = guard.events()
+        outside.sendto(b"x", ("127.0.0.1", port))
+        one.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            one.recv(1)
+        assert one.getsockname()[1] == 0
+    assert (event.rule, event.requested_port) == ("error", port)

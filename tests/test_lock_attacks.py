@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import accepts, python
+from conftest import accepts, need_locked_names, python
 from test_races import LIMIT, TRIES, watched
 
 from portseccomp import Guard
@@ -101,6 +101,7 @@ def test_the_same_attack_wins_where_a_name_is_believed(victim, free_port, protoc
 @root
 def test_one_round_of_a_socket_at_a_time(victim, free_port):
     """While a `listen` waits for a socket's lock nobody can bind the socket."""
+    need_locked_names()
     command = [victim("lockrace"), "two", str(free_port()), "1"]
     with Guard("allow loopback:any") as guard:
         done = guard.run(command, stdout=subprocess.PIPE, timeout=LIMIT)

@@ -7,19 +7,25 @@ judged as the choice of the kernel that it is.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import random
 import socket
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from conftest import accepts
 from test_bind import code
+from test_lock_attacks import numbers
+from test_races import LIMIT, TRIES
 
 from portseccomp import Guard, Policy
 
 SEQUENCES = 300
+LOST = max(TRIES // 50, 1)
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -197,3 +203,67 @@ def test_inherited_socket_that_had_lost_its_port(policy, expected, closed):
     # It has got the port by which it is known now.
     assert found != lost
     assert stats.failed == 1
+
+
+# ---- lost in mid-call ----
+
+
+def test_port_that_is_lost_after_the_hooks_yes(victim):
+    """2,000 sockets that lose the port that the hook has allowed get no other one."""
+    asked = []
+
+    def hook(request) -> bool:
+        asked.append(request.port)
+        return True
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                server.accept()[0].close()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as server:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        command = [victim("lostport"), str(server.getsockname()[1]), str(LOST)]
+        with Guard("ask tcp:any", hook=hook) as guard:
+            result = numbers(guard.run(command, stdout=subprocess.PIPE, timeout=LIMIT))
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert result == {"tries": LOST, "wins": 0, "good": 0}
+    assert len(asked) == LOST and 0 not in asked
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("ask tcp:any", "EACCES"),
+        ("allow any", "0"),
+        ("deny 1", "0"),
+        ("allow loopback:any", "EACCES"),
+    ],
+)
+def test_hook_that_is_asked_about_a_socket_that_nobody_saw_bound(policy, expected):
+    """A yes to its number is not enough: it may be one that can be lost."""
+    asked, ready, bound = [], threading.Event(), threading.Event()
+
+    def hook(request) -> bool:
+        asked.append((request.host, request.port))
+        return True
+
+    def attempt() -> str:
+        ready.set()
+        assert bound.wait(LIMIT)
+        return code(one.listen)
+
+    def bind() -> None:
+        assert ready.wait(LIMIT)
+        one.bind(("127.0.0.1", 0))
+        bound.set()
+
+    with socket.socket() as one, Guard(policy, hook=hook) as guard:
+        outside = threading.Thread(target=bind)
+        outside.start()
+        assert guard.call(attempt) == expected
+        outside.join()
+        port = one.getsockname()[1]
+    assert asked == ([("0.0.0.0", port)] if policy.startswith("ask") else [])

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import accepts
+from conftest import accepts, feature_named
 
 from portseccomp import Event, Guard, Policy, Stats
 
@@ -170,6 +170,8 @@ REUSES = max(TRIES // 200, 1)
 
 
 @root
+# Before Linux 6.9 a thread can be gone before it is reached: denied, and told.
+@pytest.mark.filterwarnings("ignore:portseccomp can't apply the policy")
 @pytest.mark.parametrize("policy", ["deny any:{1}", "allow any:{0}"])
 @pytest.mark.parametrize("kind", ["tcp", "thread", "udp"])
 def test_number_used_again_in_mid_call(victim, free_port, kind, policy):
@@ -196,7 +198,9 @@ def test_number_used_again_in_mid_call(victim, free_port, kind, policy):
     assert (outside["seen"], result["good"]) == (0, 0)
     assert result["used"] > tries * 0.5
     # Each call was taken for the caller's own, and both were met.
-    assert set(seen) == {
+    unreached = {one for one in seen if one[1] is None and one[2] == "deny"}
+    assert not unreached or not feature_named("PIDFD_THREAD").available
+    assert set(seen) - unreached == {
         ("first", allowed, "allow", kind != "thread"),
         ("second", forbidden, "deny", True),
     }

@@ -482,6 +482,9 @@ static void test_other_thread_answers(void)
 		/* It has been answered, and stays so. */
 		CHECK(!psc_supervisor_waits(&guard->core, first));
 		CHECK_INT(decide(guard, first, PSC_VERDICT_ALLOW, 0), -ESTALE);
+		/* No slot holds a descriptor that a forked child would close. */
+		for (int i = 0; i < PSC_ASKS; i++)
+			CHECK_INT(guard->core.asks.slots[i].request.copy_fd, -1);
 		/* Its thread calls on, and forsakes nobody's who comes next. */
 		CHECK_INT(atomic_load(
 				  &guard->core.asks.slots[first % PSC_ASKS].tid),
