@@ -29,6 +29,7 @@ needs_root = pytest.mark.skipif(
 
 TIMES = 50  # calls of each kind in one batch
 SWAPS = max(TRIES // 5, 1)
+BINDS = max(TRIES // 50, 200)  # under a storm of signals
 
 
 COPY = "the socket could not be copied from its thread: "
@@ -285,7 +286,7 @@ def test_signals_while_rounds_stall(victim, free_port, how):
     preload = [os.environ.get("LD_PRELOAD", ""), victim("stall", "-shared", "-fPIC")]
     through = ("env", f"LD_PRELOAD={' '.join(preload).strip()}")
     through += launcher(victim, "killable=EINVAL")
-    command = [victim("bindstorm"), str(allowed), str(denied), "2000", "10000", how]
+    command = [victim("bindstorm"), str(allowed), str(denied), str(BINDS), "10000", how]
     with Embedder([f"deny {denied}"], through=through, event_buffer=16) as program:
         done = f"guard.run({command}, capture_output=True).stdout.decode()"
         wrong, _, alarms = program(done).splitlines()
