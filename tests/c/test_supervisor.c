@@ -482,9 +482,6 @@ static void test_other_thread_answers(void)
 		/* It has been answered, and stays so. */
 		CHECK(!psc_supervisor_waits(&guard->core, first));
 		CHECK_INT(decide(guard, first, PSC_VERDICT_ALLOW, 0), -ESTALE);
-		/* No slot holds a descriptor that a forked child would close. */
-		for (int i = 0; i < PSC_ASKS; i++)
-			CHECK_INT(guard->core.asks.slots[i].request.copy_fd, -1);
 		/* Its thread calls on, and forsakes nobody's who comes next. */
 		CHECK_INT(atomic_load(
 				  &guard->core.asks.slots[first % PSC_ASKS].tid),
@@ -499,6 +496,17 @@ static void test_other_thread_answers(void)
 		CHECK_REPORT(hear(guard, 1), EACCES);
 	}
 	close_guard(guard);
+}
+
+static void test_free_slots(void)
+{
+	struct psc_asks *asks = calloc(1, sizeof(*asks));
+
+	/* A forked child closes what they hold, and 0 is a descriptor. */
+	psc_asks_init(asks);
+	for (int i = 0; i < PSC_ASKS; i++)
+		CHECK_INT(asks->slots[i].request.copy_fd, -1);
+	free(asks);
 }
 
 static void test_deadline(void)
@@ -862,6 +870,7 @@ static const struct check_test tests[] = {
 	 test_denied},
 	{"a hook decides on the thread that asks it", test_hook_answers},
 	{"any thread may answer for the hook, once", test_other_thread_answers},
+	{"slots that nothing waits in hold no descriptor", test_free_slots},
 	{"a hook that misses its deadline denies", test_deadline},
 	{"while a hook hangs, another thread answers what rules decide",
 	 test_takeover},
