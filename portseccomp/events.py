@@ -214,9 +214,12 @@ class EventLog:
             if not self._told and self._read < self.start():
                 self.lost += self.start() - self._read
                 self._read = self.start()
-            self.changed.notify_all()
-            for wake in self._wakers:
-                wake()
+            try:
+                self.changed.notify_all()
+                for wake in self._wakers:
+                    wake()
+            except MemoryError:
+                pass  # they are woken with the next ones, or at the end of these
 
     def take(self, number: int) -> tuple[Event | None, int]:
         """Return the event with that number, or the oldest after it."""

@@ -441,15 +441,18 @@ class Guard:
         except MemoryError:
             pass  # the others are lost
         self._log.append(events)
-        for event in events:
-            if event.is_open:
-                self._remember(event)
-        if not self._warned and any(is_environment_failure(one) for one in batch):
-            self._warned = True
+        try:
             for event in events:
-                if event.reason:
-                    self._warn(event)
-                    break
+                if event.is_open:
+                    self._remember(event)
+            if not self._warned and any(map(is_environment_failure, batch)):
+                self._warned = True
+                for event in events:
+                    if event.reason:
+                        self._warn(event)
+                        break
+        except MemoryError:
+            pass  # they have arrived all the same
         if self._on_event is not None:
             for event in events:
                 try:

@@ -296,6 +296,7 @@ share() { # tag, where
 	mount -t overlay -o "$layers" none "$2"
 }
 . /shares
+[ -e /root/etc/hosts ] || echo "127.0.0.1 localhost" >/root/etc/hosts
 mount -t proc none /root/proc
 mount -t sysfs none /root/sys
 mount -t devtmpfs none /root/dev

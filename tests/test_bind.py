@@ -513,7 +513,7 @@ for _ in range(int(sys.argv[1])):
 
 
 def test_nobody_makes_the_guard_forget_others_sockets(free_port):
-    """20 sockets are known still after another process has bound 10,000."""
+    """20 sockets are known still after another process has bound 6,000."""
     ports = [free_port() for _ in range(20)]
     # Sockets of which nothing is known would be denied.
     policy = Policy([f"allow loopback:{one}" for one in ports], default="deny")
@@ -523,7 +523,7 @@ def test_nobody_makes_the_guard_forget_others_sockets(free_port):
         def serve() -> list[str]:
             for one, port in zip(socks, ports, strict=True):
                 one.bind(("127.0.0.1", port))
-            subprocess.run(python(MANY, "10000"), check=True, timeout=LIMIT)
+            subprocess.run(python(MANY, "6000"), check=True, timeout=LIMIT)
             return [code(one.listen) for one in socks]
 
         assert guard.call(serve) == ["0"] * 20

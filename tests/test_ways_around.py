@@ -322,7 +322,10 @@ def public(victim):
     "way",
     [
         *(("task", one) for one in ("apart", "leaderless", "userns", "undumpable")),
-        *(("trace", one) for one in ("entry", "event", "restart", "suspend")),
+        *(
+            pytest.param(("trace", one), marks=x86_64)
+            for one in ("entry", "event", "restart", "suspend")
+        ),
         ("socket", "fetched"),
         ("filter", "listener"),
     ],
