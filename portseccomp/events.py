@@ -219,7 +219,10 @@ class EventLog:
                 for wake in self._wakers:
                     wake()
             except MemoryError:
-                pass  # they are woken with the next ones, or at the end of these
+                if not events:
+                    raise
+                # They have arrived. Who waits is woken by the call without events
+                # that comes next.
 
     def take(self, number: int) -> tuple[Event | None, int]:
         """Return the event with that number, or the oldest after it."""

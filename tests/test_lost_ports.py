@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import accepts
+from conftest import accepts, feature_named
 from test_bind import code
 from test_lock_attacks import numbers
 from test_races import LIMIT, TRIES
@@ -83,6 +83,12 @@ def test_random_steps_give_the_same(rules, closed):
     outside = play_all(sequences, closed)
     with Guard(rules) as guard:
         inside = guard.call(play_all, sequences, closed)
+    if not feature_named("WAIT_KILLABLE_RECV").available:
+        # A bind that is made again may have been interrupted, and gives 0.
+        for steps_seen in (*outside, *inside):
+            for at, step in enumerate(steps_seen):
+                if step in (("bind", "EINVAL"), ("bind-wildcard", "EINVAL")):
+                    steps_seen[at] = (step[0], "0")
     pairs = zip(outside, inside, strict=True)
     assert [one for one in pairs if one[0] != one[1]] == []
     assert [one[-3] for one in outside[-2:]] == [1, 1]
