@@ -99,9 +99,10 @@ def test_supervisor_without_descriptors(victim, free_port, rules):
         for free in (0, 8, 0, 9, 0):
             program(f"fill({free})")
             check(program, ports, WORKS if free else ALL_DENIED)
-            with pytest.raises(EmbedderError, match="Too many open files") as caught:
-                program("start('true')")
-            assert caught.value.kind == "OSError"
+            if not free:
+                with pytest.raises(EmbedderError, match="Too many open file") as caught:
+                    program("start('true')")
+                assert caught.value.kind == "OSError"
             # Which sockets its thread inherits can't be listed with none free.
             assert program("guard.call(int)") == 0
             program("give_back()")
