@@ -211,11 +211,13 @@ def fill(leave: int = 0) -> None:
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, limit[1]), limit[1]))
-    try:
-        while True:
-            _taken.append(os.dup(0))
-    except OSError:
-        pass
+    for _ in range(3):
+        # Once more: a thread that has answered may still have closed some.
+        try:
+            while True:
+                _taken.append(os.dup(0))
+        except OSError:
+            time.sleep(0.02)
     for _ in range(leave):
         os.close(_taken.pop())
 
