@@ -205,19 +205,19 @@ def end(number: int) -> int:
     return process.wait(LIMIT)
 
 
-def fill(leave: int = 0) -> None:
-    """Take all descriptors but some."""
+def fill(leave: int = 0, looks: int = 3) -> None:
+    """Take all descriptors but some; those that threads still close, too."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, limit[1]), limit[1]))
-    for _ in range(3):
-        # Once more: a thread that has answered may still have closed some.
+    for look in range(looks):
+        time.sleep(0.02 if look else 0)
         try:
             while True:
                 _taken.append(os.dup(0))
         except OSError:
-            time.sleep(0.02)
+            pass
     for _ in range(leave):
         os.close(_taken.pop())
 
@@ -237,7 +237,7 @@ def flicker(numbers: list[int]) -> list[Any]:
     for number in numbers:
         tell(number)
     while len(heard) < len(numbers):
-        fill()
+        fill(looks=1)
         ready = waiting.poll(1)
         give_back()
         ready += waiting.poll(1)
