@@ -184,9 +184,10 @@ void psc_callers_name(struct psc_callers *callers, int32_t tid,
 
 	forget(handle);
 	handle->tid = tid;
-	handle->pid = find_process(tid);
 	snprintf(path, sizeof(path), "/proc/%d/comm", tid);
 	handle->comm_fd = open(path, O_RDONLY | O_CLOEXEC);
+	/* In between: as the name can be read after it, both are one thread's. */
+	handle->pid = find_process(tid);
 	if (handle->comm_fd >= 0 && read_comm(handle, ret_name))
 		return;
 	*ret_name = (struct psc_caller_name){.pid = tid};
