@@ -259,6 +259,13 @@ static int settle_port(struct psc_request *request, struct psc_memory *memory)
 	return check_settled(request, &wanted, memory);
 }
 
+/* Whether what allowed the call has allowed one port, and no other. */
+static bool is_for_number(const struct psc_request *request)
+{
+	return (request->asked || request->by_number) &&
+	       request->event.requested.port != PSC_PORT_EPHEMERAL;
+}
+
 /*
  * A port that was not asked for by its number is lost by a connection that
  * fails, or ends; getsockname(2) may show it still. Then `listen` would take
@@ -268,9 +275,7 @@ static int settle_port(struct psc_request *request, struct psc_memory *memory)
  */
 static int regain_port(struct psc_request *request, struct psc_memory *memory)
 {
-	const bool for_number =
-		(request->asked || request->by_number) &&
-		request->event.requested.port != PSC_PORT_EPHEMERAL;
+	const bool for_number = is_for_number(request);
 	struct psc_endpoint wanted = request->bound;
 	int result = psc_socket_bind_ephemeral(request->copy_fd);
 
@@ -318,7 +323,8 @@ int psc_listening_act(struct psc_request *request, struct psc_memory *memory)
 			return result;
 	} else if (moves && !request->made && !was_listening) {
 		return -EXDEV; /* it was bound before we saw it */
-	} else if (guarded && !request->keeps_port) {
+	} else if (guarded && !request->keeps_port &&
+		   (!was_listening || is_for_number(request))) {
 		result = regain_port(request, memory);
 		if (result < 0)
 			return result;
