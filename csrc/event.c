@@ -120,11 +120,6 @@ void psc_event_ring_close(struct psc_event_ring *ring)
 	atomic_fetch_or(&ring->head, CLOSED);
 }
 
-void psc_event_ring_lose(struct psc_event_ring *ring, uint64_t count)
-{
-	atomic_fetch_add_explicit(&ring->lost, count, memory_order_relaxed);
-}
-
 uint64_t psc_event_ring_pushed(struct psc_event_ring *ring)
 {
 	return atomic_load_explicit(&ring->head, memory_order_relaxed) &

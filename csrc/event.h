@@ -130,8 +130,6 @@ void psc_event_ring_close(struct psc_event_ring *ring);
 /** psc_event_ring_pushed - events that were ever pushed, without the lost ones */
 uint64_t psc_event_ring_pushed(struct psc_event_ring *ring);
 
-/** psc_event_ring_lose - count events as lost that were popped in vain */
-void psc_event_ring_lose(struct psc_event_ring *ring, uint64_t count);
 
 /** psc_event_ring_count - events inside; others may push and pop meanwhile */
 uint64_t psc_event_ring_count(struct psc_event_ring *ring);

@@ -130,7 +130,6 @@ cdef extern from "event.h" nogil:
         uint64_t tail
         uint64_t lost
     void psc_event_ring_close(psc_event_ring *ring)
-    void psc_event_ring_lose(psc_event_ring *ring, uint64_t count)
     uint64_t psc_event_ring_count(psc_event_ring *ring)
     uint64_t psc_event_ring_pushed(psc_event_ring *ring)
     c_bool psc_event_ring_pop(psc_event_ring *ring, psc_event *ret_event)

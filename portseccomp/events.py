@@ -183,7 +183,8 @@ class EventLog:
     """The events of one guard, in order, and whoever waits for more.
 
     Bounded: the oldest give way, and count as lost where nobody has read them.
-    `told`: somebody is told of each of them elsewhere.
+    `told`: somebody is told of each of them elsewhere. `end`: the number that the
+    next event will have; it counts those that have arrived.
     """
 
     def __init__(self, capacity: int, *, told: bool = False) -> None:
@@ -192,7 +193,7 @@ class EventLog:
         self._told = told
         self._read = 0  # number of the first event that nobody has read
         self._kept: deque[Event] = deque(maxlen=capacity)
-        self._end = 0  # number of the next event
+        self.end = 0
         self._finished: Callable[[], bool] = lambda: False
         self._wakers: set[Callable[[], None]] = set()
 
@@ -203,44 +204,38 @@ class EventLog:
     def append(self, events: list[Event]) -> None:
         """Add events, and wake who waits; also without events: to look again."""
         with self.changed:
-            done = 0
             try:
                 for event in events:
-                    end = self._end + 1
+                    end = self.end + 1
                     self._kept.append(event)
-                    self._end, done = end, done + 1
-            except MemoryError:
-                self.lost += len(events) - done
-            if not self._told and self._read < self.start():
-                self.lost += self.start() - self._read
-                self._read = self.start()
-            try:
+                    self.end = end
+                start = self.start
+                if not self._told and self._read < start:
+                    lost = self.lost + start - self._read
+                    self.lost, self._read = lost, start
                 self.changed.notify_all()
                 for wake in self._wakers:
                     wake()
             except MemoryError:
                 if not events:
                     raise
-                # They have arrived. Who waits is woken by the call without events
-                # that comes next.
+                # What has not arrived is not counted by `end`. Who waits is woken
+                # by the call without events that comes next.
 
     def take(self, number: int) -> tuple[Event | None, int]:
         """Return the event with that number, or the oldest after it."""
         with self.changed:
-            oldest = self.start()
+            oldest = self.start
             number = max(number, oldest)
-            if number == self._end:
+            if number == self.end:
                 return None, number
             self._read = max(self._read, number + 1)
             return self._kept[number - oldest], number + 1
 
+    @property
     def start(self) -> int:
-        """Return the number of the oldest event that is kept."""
-        return self._end - len(self._kept)
-
-    def end(self) -> int:
-        """Return the number that the next event will have."""
-        return self._end
+        """The number of the oldest event that is kept."""
+        return self.end - len(self._kept)
 
     @property
     def finished(self) -> bool:
@@ -277,7 +272,7 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
         self._attend = attend
         self._nap_time = nap_time
         self._reap = reap
-        self._next = log.start()
+        self._next = log.start
 
     def __iter__(self) -> EventStream:
         return self

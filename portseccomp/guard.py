@@ -233,7 +233,8 @@ class Guard:
             core,
             hook=hook,
             runner=runner,
-            deliver=lambda events: call(events) if (call := deliver()) else 0,
+            deliver=lambda events: call(events) if (call := deliver()) else None,
+            log=self._log,
             threshold=capacity // 2 + 1,
             told=on_event is not None,
         )
@@ -433,7 +434,7 @@ class Guard:
 
     # ---- what happened ----
 
-    def _deliver(self, batch: list[EventFields]) -> int:
+    def _deliver(self, batch: list[EventFields]) -> None:
         events: list[Event] = []
         try:
             for fields in batch:
@@ -461,7 +462,6 @@ class Guard:
                     self._failures.add(
                         f"on_event raised {type(error).__name__}: {error}", error
                     )
-        return len(events)
 
     def _warn(self, event: Event) -> None:
         outcome = "denied" if event.verdict == "deny" else "continued unseen"
@@ -546,7 +546,7 @@ class Guard:
         limit = None if timeout is None else time.monotonic() + timeout
         from portseccomp.listeners import still_open
 
-        number = self._log.end()
+        number = self._log.end
         for opened in self.listeners():
             if match(opened):
                 return opened

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from portseccomp import _core
 from portseccomp._types import EventFields
+from portseccomp.events import EventLog
 from portseccomp.hook import Hook, HookRunner
 
 # Hooks that may run at one time; further requests queue for them.
@@ -46,8 +47,8 @@ class Supervision:
     """Runs a core supervisor on threads, and its events through `deliver`.
 
     `deliver(events)` is called with each batch, possibly an empty one, on one
-    thread, and returns how many of them have arrived; `told` says that it calls
-    on_event, which may hang. `hook` is None where the policy never asks.
+    thread, and adds them to `log`; `told` says that it calls on_event, which may
+    hang. `hook` is None where the policy never asks.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class Supervision:
         *,
         hook: Hook | None,
         runner: HookRunner,
-        deliver: Callable[[list[EventFields]], int],
+        deliver: Callable[[list[EventFields]], None],
+        log: EventLog,
         threshold: int,
         told: bool,
     ) -> None:
@@ -64,6 +66,7 @@ class Supervision:
         self._hook = hook
         self._runner = runner
         self._deliver = deliver
+        self._log = log
         self._threshold = threshold
         self._told = told
         # Reentrant: the garbage collector may close a guard from anywhere.
@@ -160,7 +163,7 @@ class Supervision:
         with self._draining:
             end = self._core.pushed
             while self._core.popped < end:
-                if not self._core.deliver_events(256, self._deliver):
+                if not self._core.deliver_events(256, self._deliver, self._log):
                     break  # the next one is still being written
             self._deliver([])
 
@@ -176,7 +179,7 @@ class Supervision:
                 self.drain()
         except BaseException as error:
             self.failure = error
-        self._core.lose_events()
+        self._core.lose_events(self._log)
 
     # ---- the end ----
 

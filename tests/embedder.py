@@ -288,8 +288,8 @@ def events() -> list[dict[str, Any]]:
     """The events that are kept."""
     guard.listeners()
     log = guard._log
-    found, number = [], log.start()
-    while number < log.end():
+    found, number = [], log.start
+    while number < log.end:
         event, number = log.take(number)
         found.append(event.to_dict())
     return found
