@@ -180,9 +180,15 @@ bool psc_listening_still_holds(const struct psc_request *request,
 			       struct psc_memory *memory)
 {
 	const struct psc_endpoint *before = &request->event.requested;
+	const struct psc_endpoint *bound = &request->bound;
 	struct psc_request again = *request;
+	const int result =
+		psc_endpoint_has_ports(bound)
+			? psc_socket_reread(request->copy_fd, bound,
+					    &again.bound)
+			: psc_socket_read(request->copy_fd, &again.bound);
 
-	if (psc_socket_read(request->copy_fd, &again.bound) < 0)
+	if (result < 0)
 		return false;
 	psc_listening_judge(&again, memory);
 	return again.decision.verdict == PSC_VERDICT_ASK &&

@@ -67,7 +67,8 @@ static void set_effective(uint64_t bits, bool on)
 	syscall(__NR_capset, &capabilities.header, capabilities.data);
 }
 
-uint64_t psc_privilege_drop(void)
+/* Lay them down, for this thread. Return: what raises them again. */
+static uint64_t lay_down(void)
 {
 	struct capabilities capabilities;
 	uint64_t held;
@@ -79,11 +80,6 @@ uint64_t psc_privilege_drop(void)
 	held &= LAID_DOWN;
 	set_effective(held, false);
 	return held;
-}
-
-void psc_privilege_restore(uint64_t dropped)
-{
-	set_effective(dropped, true);
 }
 
 /* ---- what the target may ---- */
@@ -192,7 +188,7 @@ static void learn_own_netns(void)
 void psc_privilege_begin(void)
 {
 	learn_own_netns(); /* while there are descriptors */
-	psc_privilege_drop();
+	lay_down();
 }
 
 /* Whose network namespace a socket is in; unknown before Linux 5.14. */
@@ -252,9 +248,10 @@ static int bind_raised(int fd, const union psc_sockaddr *address,
 	return result;
 }
 
-int psc_privilege_bind(int fd, const union psc_sockaddr *address,
-		       socklen_t length, uint32_t port,
-		       const struct psc_request *request)
+/* With what bind asks for laid down. */
+static int bind_for_target(int fd, const union psc_sockaddr *address,
+			   socklen_t length, uint32_t port,
+			   const struct psc_request *request)
 {
 	const enum netns netns = port != 0 ? netns_of(fd) : NETNS_OURS;
 	const bool foreign = netns != NETNS_OURS;
@@ -293,5 +290,21 @@ int psc_privilege_bind(int fd, const union psc_sockaddr *address,
 	else
 		result = bind_raised(fd, address, length, capabilities);
 	close(netns_fd);
+	return result;
+}
+
+int psc_privilege_bind(int fd, const union psc_sockaddr *address,
+		       socklen_t length, uint32_t port,
+		       const struct psc_request *request)
+{
+	/*
+	 * Each time: it may be anybody's thread (a coroutine's event loop), and
+	 * also ours takes everything up again when the program changes its user
+	 * to another one and back.
+	 */
+	const uint64_t held = lay_down();
+	const int result = bind_for_target(fd, address, length, port, request);
+
+	set_effective(held, true);
 	return result;
 }

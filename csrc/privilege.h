@@ -5,8 +5,10 @@
  * A bind on the copy is made with the supervisor's credentials. So its threads
  * lay down every capability that a bind can ask for (capabilities belong to a
  * thread; a hook runs without them too), and the kernel judges them as anybody.
- * Where it then refuses, the thread takes up those that the target has, for that
- * one call.
+ * They are looked at again at each bind: a program that changes its user to
+ * another one and back has them all again, on every thread (capabilities(7)).
+ * Where it then refuses, the thread takes up those that the target has, for
+ * that one call.
  *
  * One right can't be laid down: who owns a user namespace has every capability
  * in it (user_namespaces(7)). So for a socket in a network namespace of another
@@ -25,16 +27,6 @@
 
 /** psc_privilege_begin - prepare a thread that is to make calls for targets */
 void psc_privilege_begin(void);
-
-/**
- * psc_privilege_drop - lay those capabilities down, for this thread
- *
- * Return: what psc_privilege_restore() wants.
- */
-uint64_t psc_privilege_drop(void);
-
-/** psc_privilege_restore - take up what psc_privilege_drop() laid down */
-void psc_privilege_restore(uint64_t dropped);
 
 /**
  * psc_privilege_bind - bind(2) on a copy, with no more right than the target

@@ -94,7 +94,6 @@ int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
 			  const struct psc_target *target)
 {
 	struct psc_request *request = psc_asks_claim(&supervisor->asks, ticket);
-	uint64_t dropped;
 
 	if (!request)
 		return -ESTALE;
@@ -104,10 +103,7 @@ int psc_supervisor_decide(struct psc_supervisor *supervisor, uint64_t ticket,
 	if (verdict == PSC_VERDICT_MOVE)
 		request->decision.target = *target;
 	request->event.rule = PSC_RULE_HOOK;
-	/* This may be anybody's thread: a coroutine's event loop. */
-	dropped = psc_privilege_drop();
 	psc_round_close(request, &supervisor->books);
-	psc_privilege_restore(dropped);
 	psc_asks_release(&supervisor->asks, ticket);
 	ring_for_events(supervisor);
 	return 0;

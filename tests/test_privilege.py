@@ -432,3 +432,26 @@ def test_hook_that_moves_a_listen_to_a_privileged_port(victim, public_place, kin
                 assert guard.stats().asked == 3
 
     asyncio.run(main())
+
+
+CHANGED_AND_BACK = """
+import os, sys
+from portseccomp import ALLOW, Guard
+policy, *command = sys.argv[1:]
+with Guard(policy, hook=(lambda request: ALLOW) if "ask" in policy else None) as guard:
+    os.seteuid(65534)
+    os.seteuid(0)
+    done = guard.run(command, stdout=-1, stderr=-2, user=65534)
+sys.stdout.buffer.write(done.stdout)
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("policy", ["deny 1", "ask any", "move 80 -> 81"])
+def test_program_that_changes_its_user_and_back(public_binder, policy):
+    """Its threads have every capability again; a target has no more than its own."""
+    command = [public_binder, "udp4=80", "tcp4=80", "udp4=8080"]
+    guard = [sys.executable, "-c", CHANGED_AND_BACK, policy]
+    assert run([*guard, *command]) == (
+        "udp4 80: EACCES\ntcp4 80: EACCES\nudp4 8080: 0\n"
+    )
