@@ -29,6 +29,7 @@ needs_root = pytest.mark.skipif(
 )
 
 TIMES = 50  # calls of each kind in one batch
+MOST_ROOM = 10  # of those, where there should be none
 
 
 NO_DESCRIPTOR = (
@@ -64,20 +65,23 @@ def check(program: Embedder, ports: tuple[int, int], expected: dict) -> None:
     assert accepts(ports[0]) == works
 
 
-def check_nearly_all_denied(program: Embedder, ports: tuple[int, int]) -> int:
-    """One batch without descriptors; how many calls were denied for that.
+def check_without_descriptors(program: Embedder, ports: tuple[int, int]) -> None:
+    """One batch without descriptors: calls are denied, and that is said.
 
-    A thread of the guard that loses the lead, which a slow machine brings about,
-    closes what it kept: then a call or two find room, and go by the rules.
+    A thread of the guard that loses the lead, as on a slow machine, closes what it
+    kept. Then a few calls find room, and go by the rules: a `listen` whose bind
+    was denied takes a port of the kernel's choice.
     """
+    before = program("guard.stats().failed")
     result, passed = program("step(0)"), 0
-    for what in ("tcp", "udp", "bind"):
+    for what in ("tcp", "tcp-denied", "udp", "bind"):
         let = result[what].pop("0", 0)
         result[what]["EACCES"] = result[what].get("EACCES", 0) + let
         passed += let
-    assert (result, passed <= 2) == (ALL_DENIED, True)
+    assert result == ALL_DENIED
     assert opened(ports) <= {("tcp", ports[0]), ("udp", ports[0])}
-    return 4 * TIMES + 2 - passed
+    room = 4 * TIMES + 2 - (program("guard.stats().failed") - before)
+    assert passed <= room <= MOST_ROOM
 
 
 # ---- descriptors ----
@@ -110,22 +114,21 @@ def test_supervisor_without_descriptors(victim, free_port, rules):
     ):
         program(tally(victim, ports))
         check(program, ports, WORKS)
-        failed = 0
         # Each of two threads keeps two open, and copies the socket.
         for free in (0, 8, 0, 9, 0):
             program(f"fill({free})")
             if free:
                 check(program, ports, WORKS)
             else:
-                failed += check_nearly_all_denied(program, ports)
+                check_without_descriptors(program, ports)
                 with pytest.raises(EmbedderError, match="Too many open file") as caught:
                     program("start('true')")
                 assert caught.value.kind == "OSError"
             # Which sockets its thread inherits can't be listed with none free.
             assert program("guard.call(int)") == 0
             program("give_back()")
-            assert program("guard.stats().failed") == failed
         check(program, ports, WORKS)
+        failed = program("guard.stats().failed")
         found = [one for one in program("events()") if one["rule"] == "error"]
         assert len(found) == failed
         assert {one["reason"] for one in found} == {NO_DESCRIPTOR}
